@@ -1,0 +1,54 @@
+"""What every command shares: one sentence and exit code 2 for a user's mistake, `--json`, logging."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spatialllm_jax.errors import UserError
+
+_DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only",
+              errno.EACCES: "permission denied", errno.EDQUOT: "the disk quota is used up"}
+
+
+def parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
+    """An argument parser with the flags that every command has. Bad flags exit with code 2."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+    result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return result
+
+
+def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | None = None) -> None:
+    """Runs `command(argv)`, prints its result as JSON when `--json` was given, and sets the exit code.
+
+    Args:
+        command: takes the arguments after the program's name; returns what `--json` prints.
+        json_flag: overrides the look for `--json` among the arguments.
+    """
+    argv = sys.argv[1:]
+    try:
+        result = command(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: cannot write: {_DISK_FULL[error.errno]}{where}; free space or choose another folder",
+              file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    if json_flag if json_flag is not None else "--json" in argv:
+        print(json.dumps(result, sort_keys=True), flush=True)

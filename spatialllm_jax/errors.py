@@ -1,0 +1,9 @@
+"""The one error that speaks to the user."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: a file, a key, a flag.
+
+    The message is one sentence that names the file, key or flag and says what to do. Commands
+    print it without a traceback and exit with code 2 (see `launch.cli`).
+    """

@@ -1,0 +1,1 @@
+"""Scenes -> question records: one module per family, wording, balance, datasets."""

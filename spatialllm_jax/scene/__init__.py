@@ -1,0 +1,1 @@
+"""Geometry alone: cameras, oriented 3D boxes, scenes, and relations between objects. Numpy only."""
