@@ -1,0 +1,158 @@
+"""Grain pipelines: records -> samples -> packed rows -> batches of numpy arrays.
+
+Order and content follow from the seed alone: sources are shuffled by their own seeds, mixed by weight,
+every draw of questions has its own generator. State can be saved and restored exactly (Grain iterators).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from spatialllm_jax.data import chat, images, samples
+from spatialllm_jax.data.batch import Batch
+from spatialllm_jax.data.features import FeatureStore
+from spatialllm_jax.data.storage import open_split
+from spatialllm_jax.data.tokenizer import Tokenizer
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.questions.types import Region
+
+_SEQUENCES = ("tokens", "targets", "loss_weights", "positions", "branch_ids", "source_ids", "image_index")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowConfig:
+    """Static shapes of a batch.
+
+    Attributes:
+        batch_size: rows per step, over all processes.
+        length: T, positions per row.
+        images: N, image slots per row.
+        image_size: side of the square images handed to the device.
+        packing: several samples per row; else one.
+        resize: "pad" (expand to square with the mean colour) or "square" (shortest edge, centre crop).
+        bins: rows open at a time while packing.
+    """
+
+    batch_size: int
+    length: int
+    images: int
+    image_size: int
+    packing: bool = True
+    resize: str = "pad"
+    bins: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageRef:
+    image_id: str
+    encoded: bytes
+    marks: tuple[Region, ...]
+
+
+class _Encode(grain.transforms.RandomMap):
+    """Record -> tokenised sample (a dict of arrays), or None when nothing supervised is left."""
+
+    def __init__(self, tokenizer: Tokenizer, text: samples.TextConfig, source: samples.SourceConfig,
+                 source_id: int):
+        self._tokenizer, self._text, self._source, self._source_id = tokenizer, text, source, source_id
+
+    def random_map(self, element, rng: np.random.Generator):
+        questions = samples.draw_questions(element, self._source, rng)
+        encoded = samples.encode_sample(self._tokenizer, self._text, self._source, questions)
+        if encoded is None:
+            return None
+        targets, weights = chat.next_token_targets(encoded)
+        reference = _ImageRef(element.image_id, element.image, samples.marks_of(questions))
+        return {
+            "tokens": encoded.tokens, "targets": targets, "loss_weights": weights,
+            "positions": encoded.positions, "branch_ids": encoded.branch_ids,
+            "source_ids": np.full(encoded.length, self._source_id, np.int32),
+            "image_index": encoded.image_index, "slots": np.ones(1, np.int32), "image": reference,
+        }
+
+
+class _Finish(grain.transforms.Map):
+    """Packed row -> arrays of a `Batch` row: segments, global patch indices, pixels or features."""
+
+    def __init__(self, rows: RowConfig, num_image_tokens: int, store: FeatureStore | None):
+        self._rows, self._tokens, self._store = rows, num_image_tokens, store
+
+    def map(self, element):
+        row = {name: element[name] for name in _SEQUENCES}
+        row["segment_ids"] = element["tokens_segment_ids"]
+        # One image per segment for now, in segment order: segment s owns image slot s - 1.
+        offset = (row["segment_ids"] - 1) * self._tokens
+        local = row["image_index"]
+        row["image_index"] = np.where((local >= 0) & (row["segment_ids"] > 0), local + offset, -1).astype(np.int32)
+        references: Sequence[_ImageRef] = element["image"]
+        row["image_mask"] = np.arange(self._rows.images) < len(references)
+        if self._store is not None:
+            row["features"] = self._features(references)
+        else:
+            row["images"] = self._pixels(references)
+        return row
+
+    def _features(self, references: Sequence[_ImageRef]) -> np.ndarray:
+        assert self._store is not None
+        out = np.zeros((self._rows.images, *self._store.shape), np.float16)
+        for slot, reference in enumerate(references):
+            if reference.marks:
+                raise UserError("stored features cannot show drawn marks; use region style 'name' or 'text', "
+                                "or set features to ''")
+            out[slot] = self._store[reference.image_id]
+        return out
+
+    def _pixels(self, references: Sequence[_ImageRef]) -> np.ndarray:
+        size = self._rows.image_size
+        out = np.zeros((self._rows.images, size, size, 3), np.uint8)
+        for slot, reference in enumerate(references):
+            out[slot] = images.load(reference.encoded, size, resize=self._rows.resize, marks=reference.marks,
+                                    name=reference.image_id)
+        return out
+
+
+def num_records(source: samples.SourceConfig) -> int:
+    """Number of images in a source's split."""
+    return len(open_split(source.path, source.split))
+
+
+def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, rows: RowConfig,
+          tokenizer: Tokenizer, *, seed: int, features: FeatureStore | None = None,
+          process_index: int = 0, process_count: int = 1, threads: int = 2) -> grain.IterDataset:
+    """An endless dataset of batches (dicts of numpy arrays) for this process.
+
+    Raises:
+        UserError: when a dataset is missing, empty or holds none of the wanted question types.
+    """
+    if rows.batch_size % process_count:
+        raise UserError(f"batch size {rows.batch_size} does not divide over {process_count} processes")
+    if text.num_image_tokens >= rows.length:
+        raise UserError(f"rows of {rows.length} tokens cannot hold the {text.num_image_tokens} tokens of an image")
+    parts, weights = [], []
+    for index, source in enumerate(sources):
+        records = open_split(source.path, source.split)
+        if len(records) == 0:
+            raise UserError(f"source {source.name!r}: {source.path} split {source.split!r} has no records")
+        part = grain.MapDataset.source(records).seed(seed + 1000 * index).shuffle().repeat()
+        parts.append(part.random_map(_Encode(tokenizer, text, source, index)))
+        weights.append(source.weight)
+    dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
+    dataset = dataset[process_index::process_count]
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
+    stream = stream.filter(lambda element: element is not None)
+    stream = grain.experimental.FirstFitPackIterDataset(
+        stream, length_struct={**dict.fromkeys(_SEQUENCES, rows.length), "slots": rows.images},
+        num_packing_bins=rows.bins, seed=seed, meta_features=("image",),
+        max_sequences_per_bin=None if rows.packing else 1)
+    stream = stream.map(_Finish(rows, text.num_image_tokens, features))
+    return stream.batch(rows.batch_size // process_count, drop_remainder=True)
+
+
+def as_batch(arrays: Mapping[str, Any]) -> Batch:
+    """A `Batch` from the pipeline's dict."""
+    return Batch(**arrays)
