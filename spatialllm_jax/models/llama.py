@@ -1,0 +1,194 @@
+"""Llama: grouped-query attention, rotary positions, SwiGLU; with an optional key/value cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from spatialllm_jax.models.attention import Mask, attention
+from spatialllm_jax.models.config import LlamaConfig, LoRAConfig
+from spatialllm_jax.models.linear import Linear
+from spatialllm_jax.models.stack import stacked
+from spatialllm_jax.parallel.rules import constrain
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys (rotated) and values of S slots for every layer. Which slots are valid is the `Mask`'s business."""
+
+    k: Float[Array, "L B S K Dh"]
+    v: Float[Array, "L B S K Dh"]
+
+    @property
+    def length(self) -> int:
+        """S, the number of slots."""
+        return self.k.shape[2]
+
+
+def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache of `length` slots for `batch` rows."""
+    shape = (config.depth, batch, length, config.num_kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, "half"]:
+    """Rotary frequencies theta^(-2i/d), with Llama 3.1's scaling when configured: wavelengths beyond
+    original / low_freq_factor are stretched by `factor`, those under original / high_freq_factor are kept,
+    and the ones between are blended."""
+    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    if (s := config.rope_scaling) is not None:
+        turns = s.original_max_positions * frequencies / (2 * np.pi)
+        keep = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+        frequencies = frequencies * (keep + (1 - keep) / s.factor)
+    return frequencies.astype(np.float32)
+
+
+def rotate(x: Float[Array, "B T H Dh"], cos: Float[Array, "B T half"], sin: Float[Array, "B T half"],
+           ) -> Float[Array, "B T H Dh"]:
+    """Rotary positions on split halves (transformers' layout), in float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class LlamaLayer(nn.Module):
+    """One decoder layer."""
+
+    config: LlamaConfig
+    dtype: Any
+    attention: str
+    lora: LoRAConfig | None
+    collect: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], mask: Mask, cache: Cache | None,
+        cache_start: Int[Array, ""] | int | None, deterministic: bool,
+    ) -> tuple[Float[Array, "B T D"], tuple[Cache | None, Array | None]]:
+        c = self.config
+        y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm1")(x)
+        y, cache = LlamaAttention(c, self.dtype, self.attention, self.lora, name="attention")(
+            y, rope, mask, cache, cache_start, deterministic)
+        x = x + y
+        y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm2")(x)
+        y = LlamaMLP(c, self.dtype, self.lora, name="mlp")(y, deterministic)
+        x = constrain(x + y, ("batch", None, None))
+        return x, (cache, x if self.collect else None)
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query attention with rotary positions; writes the new keys into the cache when there is one."""
+
+    config: LlamaConfig
+    dtype: Any
+    attention: str
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], mask: Mask, cache: Cache | None,
+        cache_start: Int[Array, ""] | int | None, deterministic: bool,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        c = self.config
+
+        def project(name: str, heads: int) -> Float[Array, "B T heads Dh"]:
+            y = Linear(heads * c.head_dim, use_bias=False, dtype=self.dtype, lora=self.lora, name=name)(
+                x, deterministic)
+            y = rearrange(y, "b t (h d) -> b t h d", h=heads)
+            return constrain(y, ("batch", None, "heads", None))
+
+        q = rotate(project("query", c.num_heads), *rope)
+        k = rotate(project("key", c.num_kv_heads), *rope)
+        v = project("value", c.num_kv_heads)
+        if cache is not None:
+            at = (0, cache_start, 0, 0)
+            cache = Cache(jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
+                          jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at))
+            k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
+        out = rearrange(attention(q, k, v, mask, self.attention), "b t h d -> b t (h d)")
+        out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
+                     name="out")(out, deterministic)
+        return out, cache
+
+
+class LlamaMLP(nn.Module):
+    """SwiGLU: down(silu(gate) * up)."""
+
+    config: LlamaConfig
+    dtype: Any
+    lora: LoRAConfig | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], deterministic: bool) -> Float[Array, "B T D"]:
+        def linear(features: int, name: str, scale: float = 1.0) -> Linear:
+            return Linear(features, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=scale, name=name)
+
+        c = self.config
+        hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
+            x, deterministic)
+        hidden = constrain(hidden, ("batch", None, "mlp"))
+        return linear(c.width, "down", 0.5 / c.depth)(hidden, deterministic)
+
+
+class Llama(nn.Module):
+    """The decoder. Parameters: "embedding" `[V, D]`, "layers" (stacked), "norm", and "head" unless tied."""
+
+    config: LlamaConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+    lora: LoRAConfig | None = None
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), jnp.float32)
+        self.norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        if not c.tie_embeddings:
+            self.head = Linear(c.vocab_size, use_bias=False, dtype=self.dtype)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeddings of token ids."""
+        return constrain(jnp.take(self.embedding, tokens, axis=0).astype(self.dtype), ("batch", None, None))
+
+    @nn.compact
+    def __call__(
+        self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Mask,
+        cache: Cache | None = None, cache_start: Int[Array, ""] | int | None = None,
+        deterministic: bool = True, states: bool = False,
+    ) -> tuple[Array, Cache | None]:
+        """Runs the layers.
+
+        Args:
+            positions: rotary positions.
+            mask: who sees whom; S is T without a cache, and the cache's length with one.
+            cache: the T new keys and values are written at slots cache_start .. cache_start + T, and
+                attention runs over all slots.
+            states: return every hidden state instead, `[L + 1, B, T, D]`: embeddings first, none normed.
+
+        Returns:
+            The hidden states after the final norm `[B, T, D]`, and the updated cache.
+        """
+        c = self.config
+        angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
+        layers = stacked(LlamaLayer, c.depth, (nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast),
+                         self.remat, static_argnums=(6,))
+        x, (cache, every) = layers(c, self.dtype, self.attention, self.lora, states, name="layers")(
+            embeddings.astype(self.dtype), (jnp.cos(angles), jnp.sin(angles)), mask, cache, cache_start,
+            deterministic)
+        if states:
+            return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
+        return self.norm(x), cache
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits of normed hidden states, in float32."""
+        if self.config.tie_embeddings:
+            table = self.embedding.astype(self.dtype)
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        return self.head(hidden).astype(jnp.float32)
