@@ -32,7 +32,7 @@ class LoRAConfig:
     rank: int
     alpha: float
     dropout: float = 0.0
-    targets: str = r"attention/(query|key|value|out)$|mlp/(gate_up|gate|up|down)$"
+    targets: str = r"attention/(query|key|value|out)$|mlp/(gate|up|down)$"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -58,7 +58,7 @@ class VisionConfig:
             registers), "mae" (fixed sin-cos positions).
         image_size: side of the square input in pixels; images of another size are resized to it.
         patch_size: side of a patch in pixels.
-        mlp_dim: hidden width of the MLP; with `swiglu`, of each of its two halves.
+        mlp_dim: hidden width of the MLP.
         num_registers: register tokens between CLS and patches (DINOv2 with registers).
         activation: "gelu" (exact), "gelu_tanh" or "quick_gelu" (x sigmoid(1.702 x), OpenAI's CLIP).
         feature_layer: which hidden state the language model sees, counted as in transformers'

@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """up - activation - down, or SwiGLU with gate and up fused as DINOv2 stores them."""
+    """up - activation - down, or SwiGLU: down(silu(gate) * up)."""
 
     hidden: int
     activation: str
@@ -62,13 +62,12 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], deterministic: bool) -> Float[Array, "B T D"]:
+        up = Linear(self.hidden, dtype=self.dtype, lora=self.lora, name="up")(x, deterministic)
         if self.swiglu:
-            both = Linear(2 * self.hidden, dtype=self.dtype, lora=self.lora, name="gate_up")(x, deterministic)
-            gate, up = jnp.split(both, 2, axis=-1)
+            gate = Linear(self.hidden, dtype=self.dtype, lora=self.lora, name="gate")(x, deterministic)
             hidden = jax.nn.silu(gate) * up
         else:
-            hidden = Linear(self.hidden, dtype=self.dtype, lora=self.lora, name="up")(x, deterministic)
-            hidden = ACTIVATIONS[self.activation](hidden)
+            hidden = ACTIVATIONS[self.activation](up)
         return Linear(x.shape[-1], dtype=self.dtype, lora=self.lora, init_scale=self.init_scale,
                       name="down")(hidden, deterministic)
 
