@@ -1,0 +1,156 @@
+"""The ten rows of the paper's Table 2, at full size and at `tiny`.
+
+    python -m launch.train --config=configs/roadmap.py:align_in166k
+    python -m launch.train --config=configs/roadmap.py:align_in166k --config.size=tiny
+
+A row says which encoders and language model, what stage 0 does, and which data stages 1 and 2 see. All else
+is LLaVA-v1.5's recipe at full size, and a laptop's at `tiny`. Sizes differ, code paths do not.
+"""
+
+from ml_collections import ConfigDict
+
+from spatialllm_jax.errors import UserError
+
+#            model         tiny model       stage 0        + stage 1        + stage 2
+ROWS = {
+    "llava15": ("llava15", "tiny_clip", "", "", ""),
+    "clip_mae": ("clip_mae", "tiny_clip_mae", "", "", ""),
+    "clip_dinov2": ("clip_dinov2", "tiny", "", "", ""),
+    "llama3": ("spatialllm_8b", "tiny", "", "", ""),
+    "ft1m": ("spatialllm_8b", "tiny", "", "", "3di_ft1m"),
+    "align_ft1m": ("spatialllm_8b", "tiny", "", "3di_ft1m", "3di_ft1m"),
+    "align_oi1m": ("spatialllm_8b", "tiny", "", "3di_pb_oi1m", "3di_ft1m"),
+    "align_in166k": ("spatialllm_8b", "tiny", "", "3di_pb_in166k", "3di_ft1m"),
+    "stage0_contrastive": ("spatialllm_8b", "tiny", "contrastive", "3di_pb_in166k", "3di_ft1m"),
+    "stage0_next_token": ("spatialllm_8b", "tiny", "next_token", "3di_pb_in166k", "3di_ft1m"),
+}
+# Not a row of the paper: the small CLIP that the tiny rows start from, where OpenAI's is too large.
+CLIP = "clip"
+
+CAPTIONS = {"caption": 1.0}
+GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_right": 1.0, "where": 1.0,
+           "caption": 0.5}
+PROBING = {"depth": 1.0, "distance": 1.0, "azimuth": 1.0, "elevation": 0.5}
+SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.0, "facing_object": 1.0,
+           "same_direction": 1.0, "higher": 1.0, "on_which_side": 1.0}
+EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
+
+
+def get_config(arg: str = "align_in166k") -> ConfigDict:
+    """The config of `ROW` or `ROW,SIZE`."""
+    row, _, size = arg.partition(",")
+    size = size or "full"
+    if row not in ROWS and not (row == CLIP and size == "tiny"):
+        raise UserError(f"--config: unknown row {row!r}; choose one of {', '.join(ROWS)}")
+    if size not in ("full", "tiny"):
+        raise UserError(f"--config.size={size}: choose full or tiny")
+    return _full(row) if size == "full" else _tiny(row)
+
+
+def _full(row: str) -> ConfigDict:
+    model, _, stage0, align, tune = ROWS[row]
+    vicuna = model in ("llava15", "clip_mae", "clip_dinov2")
+    template = "vicuna_v1" if vicuna else "llama3"
+    config = ConfigDict({
+        "row": row, "size": "full", "seed": 0,
+        "model": {"preset": model, "text_tower": "clip_l_336", "fit_vocabulary": False, "dtype": "bfloat16",
+                  "remat": "full", "attention": "xla"},
+        # Model folders made by `python -m convert.from_hf`.
+        "weights": {"vision/clip": "weights/clip-vit-large-patch14-336",
+                    "llm": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct"},
+        "tokenizer": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct",
+        "features": "", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}, "stages": {}})
+    if model == "clip_mae":
+        config.weights["vision/mae"] = "weights/vit-mae-large"
+    elif model != "llava15":
+        config.weights["vision/dinov2"] = "weights/dinov2-large"
+    if stage0:
+        contrastive = stage0 == "contrastive"
+        # The paper gives no LoRA settings; these are VILA's and SpatialRGPT's (docs/recipes.md).
+        config.stages.stage0 = {
+            "objective": stage0, "trainable": ".*lora_" if contrastive else "vision/clip/.*lora_|connector",
+            "steps": 1_000_000 // 1024,
+            "lora": {"rank": 64, "alpha": 16.0, "dropout": 0.05},
+            "rows": {"batch_size": 1024, "length": 77 if contrastive else 1024, "images": 1, "image_size": 336,
+                     "packing": False},
+            "optimizer": {"learning_rate": 1e-4, "b2": 0.98, "eps": 1e-6},
+            "template": template, "system": "" if contrastive else None,
+            "sources": {"3di_pb_oi1m": _source("data/3di_pb_oi1m", PROBING, 1.0,
+                                               "contrastive" if contrastive else "dialogue")}}
+    if stage0 == "contrastive":
+        for tower in ("text", "visual_projection", "text_projection", "logit_scale"):
+            config.weights[tower] = "weights/clip-vit-large-patch14-336"
+    samples = 558_128 + {"": 0, "3di_ft1m": 1_000_000, "3di_pb_oi1m": 1_000_000, "3di_pb_in166k": 166_000}[align]
+    config.stages.align = {
+        "objective": "next_token", "trainable": "connector", "steps": -(-samples // 256),
+        "rows": {"batch_size": 256, "length": 2048, "images": 1, "image_size": 336, "packing": False,
+                 "resize": "square"},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03},
+        "template": template,
+        # Captions use LLaVA's `plain` form; probing questions keep their question (docs/design.md).
+        "sources": {"cc558k": _source("data/cc558k", CAPTIONS, 558_128.0, "plain")}}
+    if align:
+        config.stages.align.sources[align] = _source(f"data/{align}", EXTRA[align], samples - 558_128.0, "dialogue")
+    samples = 665_298 + (1_000_000 if tune else 0)
+    config.stages.tune = {
+        "objective": "next_token", "trainable": "connector|llm", "steps": -(-samples // 128),
+        "rows": {"batch_size": 128, "length": 2048, "images": 1, "image_size": 336, "packing": False,
+                 "resize": "pad"},
+        "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03},
+        "template": template,
+        "sources": {"mix665k": _source("data/mix665k", GENERAL, 665_298.0, "dialogue")}}
+    if tune:
+        config.stages.tune.sources[tune] = _source(f"data/{tune}", SPATIAL, 1_000_000.0, "dialogue")
+    return config
+
+
+def _tiny(row: str) -> ConfigDict:
+    _, model, stage0, align, tune = ROWS.get(row, ("", "tiny", "", "", ""))
+    data = "runs/quickstart/data"
+    config = ConfigDict({
+        "row": row, "size": "tiny", "seed": 0,
+        "model": {"preset": model, "text_tower": "tiny", "fit_vocabulary": True, "dtype": "float32",
+                  "remat": "none", "attention": "xla"},
+        "weights": {}, "tokenizer": "", "features": "runs/quickstart/features",
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "stages": {}})
+    if row == CLIP:
+        config.stages.clip = {
+            "objective": "contrastive", "trainable": ".*", "steps": 200,
+            "rows": {"batch_size": 64, "length": 48, "images": 1, "image_size": 168, "packing": False},
+            "optimizer": {"learning_rate": 1e-3, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.1},
+            "sources": {"captions": _source(data, CAPTIONS, 1.0, "contrastive")}, "log_every": 10}
+        return config
+    config.weights["vision/clip"] = "runs/quickstart/clip/clip/model"
+    if model == "tiny":
+        config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
+    rows = {"batch_size": 16, "length": 320, "images": 1, "image_size": 168, "packing": False}
+    # No pretrained language model is this small, so the random one trains from stage 1 on.
+    common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "system": "",
+              "stored_features": True, "log_every": 20}
+    rate = {"b2": 0.98, "weight_decay": 0.05, "clip": 1.0, "schedule": "hold_linear"}
+    if stage0:
+        contrastive = stage0 == "contrastive"
+        config.stages.stage0 = {
+            "objective": stage0, "trainable": ".*lora_" if contrastive else "vision/clip/.*lora_|connector|llm",
+            "steps": 100, "lora": {"rank": 8, "alpha": 16.0, "targets": "vision/clip/.*(query|key|value|out|up|down)$"},
+            "rows": {**rows, "batch_size": 32, "length": 64 if contrastive else 160},
+            "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "system": "",
+            "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}
+    config.stages.align = {
+        **common, "steps": 800, "optimizer": {"learning_rate": 2e-3, "warmup": 0.05, "hold": 1.0, **rate},
+        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 12)}}
+    config.stages.tune = {
+        **common, "steps": 1200, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
+        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 12)}}
+    if align:
+        config.stages.align.sources.captions.weight = 0.4
+        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 12)
+    if tune:
+        config.stages.tune.sources.general.weight = 0.3
+        config.stages.tune.sources[tune] = _source(data, SPATIAL, 0.7, "branches", 12)
+    return config
+
+
+def _source(path: str, types: dict[str, float], weight: float, form: str, questions: int = 1) -> dict:
+    return {"path": path, "types": types, "weight": weight, "form": form, "questions": questions,
+            "split": "train"}

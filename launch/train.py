@@ -1,0 +1,45 @@
+"""Trains a row of the roadmap: `python -m launch.train --config=configs/roadmap.py:align_in166k`.
+
+Every value of the config can be overridden: `--config.stages.tune.steps=200 --config.mesh.fsdp=8`.
+A run is resumed by the same command.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from launch import cli
+from launch import config as configs
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Parses, trains, returns the summary."""
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, metavar="FILE[:ROW]",
+                        help="e.g. configs/roadmap.py:align_in166k; override with --config.key=value")
+    parser.add_argument("--workdir", help="folder of the run (default: runs/ROW-SIZE)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    plain, overrides = configs.split_arguments(argv)
+    args = parser.parse_args(plain)
+    config = configs.load(args.config, overrides)
+    workdir = Path(args.workdir or f"runs/{config.row}-{config.size}")
+    logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
+    # Imported late: bad flags must not wait for JAX.
+    from spatialllm_jax.training.run import train_row
+
+    started = time.monotonic()
+    summary = train_row(config.to_dict(), workdir, show_progress=not args.quiet)
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    for name, metrics in summary["stages"].items():
+        if metrics:
+            print(f"{name}: step {metrics['step']} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f}")
+    print(f"model: {summary['model']}")
+    return summary
+
+
+if __name__ == "__main__":
+    cli.run(main)

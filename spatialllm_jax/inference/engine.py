@@ -1,0 +1,178 @@
+"""The engine: a model folder -> answers, in batches of static shape, each picture encoded once."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from tqdm import tqdm
+
+from spatialllm_jax.data import chat, images
+from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.inference import decoding
+from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, scoring_rows
+from spatialllm_jax.models import store
+from spatialllm_jax.models.config import ModelConfig
+from spatialllm_jax.models.spatialllm import SpatialLLM
+
+_PICTURE_BATCH = 16   # pictures per encoder call
+_REMEMBERED = 64      # pictures whose features are kept
+
+
+class Features(Protocol):
+    """Stored features by image id (`data.features.FeatureStore`)."""
+
+    def __getitem__(self, image_id: str, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass
+class Engine:
+    """Answers questions with one model.
+
+    Attributes:
+        model, params: the module and its nested parameters.
+        tokenizer, settings: how text and pictures become arrays.
+        batch_size: rows per program call; the last call is padded, so one program serves all.
+        features: optional stored features by image id, instead of running the encoders.
+    """
+
+    model: SpatialLLM
+    params: Any
+    tokenizer: tokenizers.Tokenizer
+    settings: ChatSettings
+    batch_size: int = 16
+    features: Features | None = None
+    _recent: collections.OrderedDict[Picture, np.ndarray] = dataclasses.field(
+        default_factory=collections.OrderedDict, repr=False)
+
+    @functools.cached_property
+    def num_image_tokens(self) -> int:
+        """Visual tokens per picture."""
+        return self.model.config.connector.num_tokens
+
+    def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, show_progress: bool = False,
+              ) -> list[np.ndarray]:
+        """Log-likelihood of every option of every prompt, in order."""
+        rows = scoring_rows(self.tokenizer, self.settings, prompts, num_image_tokens=self.num_image_tokens,
+                            length=row_length)
+        branches = bucket(max(len(row.owners) for row in rows), 8) if rows else 8
+        scores = [np.zeros(len(prompt.options)) for prompt in prompts]
+        starts = range(0, len(rows), self.batch_size)
+        for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
+            part = rows[start:start + self.batch_size]
+            padded = part + [part[-1]] * (self.batch_size - len(part))
+            visual = self._visual([row.picture for row in padded])
+            arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
+            values = np.asarray(decoding.option_scores(self.model, self.params, visual=visual, branches=branches,
+                                                       **arrays))
+            for row, value in zip(part, values, strict=False):
+                for branch, (prompt, option) in enumerate(row.owners):
+                    scores[prompt][option] = value[branch]
+        return scores
+
+    def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
+                 seed: int = 0, show_progress: bool = False) -> list[str]:
+        """The model's own words for every prompt, in order."""
+        encoded = [chat.encode(self.tokenizer, [(prompt.question, None)], template=self.settings.template,
+                               system=self.settings.system, num_image_tokens=self.num_image_tokens)
+                   for prompt in prompts]
+        # Similar lengths side by side, so that each batch runs in its own bucket.
+        order = sorted(range(len(prompts)), key=lambda index: encoded[index].length)
+        stop = chat.stop_ids(self.tokenizer, self.settings.template)
+        answers = [""] * len(prompts)
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="generating", unit="batch", disable=not show_progress):
+            part = order[start:start + self.batch_size]
+            padded = part + [part[-1]] * (self.batch_size - len(part))
+            width = bucket(max(encoded[index].length for index in padded))
+            tokens = np.zeros((len(padded), width), np.int32)
+            image_index = np.full((len(padded), width), -1, np.int32)
+            for row, index in enumerate(padded):
+                tokens[row, :encoded[index].length] = encoded[index].tokens
+                image_index[row, :encoded[index].length] = encoded[index].image_index
+            lengths = np.array([encoded[index].length for index in padded], np.int32)
+            out = np.asarray(decoding.generate(
+                self.model, self.params, tokens, lengths, image_index, self._visual([prompts[i] for i in padded]),
+                jax.random.key(seed), max_new_tokens=max_new_tokens, stop=stop, temperature=temperature))
+            for row, index in enumerate(part):
+                answers[index] = self.tokenizer.decode([t for t in out[row].tolist() if t >= 0 and t not in stop])
+        return answers
+
+    def _visual(self, prompts: Sequence[Prompt]) -> jax.Array:
+        """Visual tokens [B, N, D] of each prompt's picture."""
+        distinct = {prompt.picture: prompt for prompt in prompts}
+        features = self._features(list(distinct.values()))
+        place = {picture: row for row, picture in enumerate(distinct)}
+        stacked = np.stack([features[picture] for picture in distinct])
+        # Padded to the batch size, so that the connector compiles once.
+        stacked = np.concatenate([stacked, np.repeat(stacked[-1:], len(prompts) - len(stacked), axis=0)])
+        return _connect(self.model, self.params, stacked)[np.array([place[p.picture] for p in prompts])]
+
+    def _features(self, prompts: Sequence[Prompt]) -> dict[Picture, np.ndarray]:
+        """Features of distinct pictures: remembered, stored, or computed now."""
+        found: dict[Picture, np.ndarray] = {}
+        missing = []
+        for prompt in prompts:
+            if prompt.picture in self._recent:
+                self._recent.move_to_end(prompt.picture)
+                found[prompt.picture] = self._recent[prompt.picture]
+            elif self.features is not None and prompt.image is not None and not prompt.marks:
+                found[prompt.picture] = np.asarray(self.features[prompt.image_id], np.float32)
+            else:
+                missing.append(prompt)
+        for start in range(0, len(missing), _PICTURE_BATCH):
+            part = missing[start:start + _PICTURE_BATCH]
+            pixels = [self._pixels(prompt) for prompt in part]
+            pixels += [pixels[-1]] * (_PICTURE_BATCH - len(part))
+            values = np.asarray(_encode(self.model, self.params, np.stack(pixels)))
+            for prompt, value in zip(part, values, strict=False):
+                found[prompt.picture] = self._recent[prompt.picture] = value
+        while len(self._recent) > _REMEMBERED:
+            self._recent.popitem(last=False)
+        return found
+
+    def _pixels(self, prompt: Prompt) -> np.ndarray:
+        size = self.settings.image_size
+        if prompt.image is None:
+            return images.blank(size)
+        return images.load(prompt.image, size, resize=self.settings.resize, marks=prompt.marks,
+                           name=prompt.image_id)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _encode(model: SpatialLLM, params: Any, pixels: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, pixels, method="encode_images")
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, jnp.asarray(features), method="connect")
+
+
+def load_engine(folder: str | Path, *, batch_size: int = 16,
+                features: Features | None = None) -> Engine:
+    """An engine from a model folder written by training or conversion.
+
+    Raises:
+        UserError: when the folder is not one of a whole model, or parts of it are missing.
+    """
+    config = store.load_config(folder)
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"{folder} holds a {type(config).__name__}, not a whole model; give a stage-2 model folder")
+    try:
+        settings = ChatSettings(**json.loads((Path(folder) / "chat.json").read_text()))
+    except (OSError, json.JSONDecodeError, TypeError):
+        raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
+    model = SpatialLLM(config)
+    return Engine(model, traverse_util.unflatten_dict(store.load_params(folder), sep="/"), tokenizers.load(folder), settings, batch_size,
+                  features)

@@ -1,0 +1,113 @@
+"""What the engine is asked: an image, a question, perhaps options; and how it becomes static arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from spatialllm_jax.data import chat
+from spatialllm_jax.data.tokenizer import Tokenizer
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.questions.types import Region
+
+Picture = tuple[str, tuple[Region, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question about one picture.
+
+    Attributes:
+        image_id: prompts with the same id and marks show the same picture, which is encoded once.
+        image: encoded JPEG or PNG; None blanks the picture (mean colour), for blind baselines.
+        question: the user's text.
+        options: candidate answers to be scored; () when an answer is to be generated.
+        marks: regions to draw on the image first.
+    """
+
+    image_id: str
+    image: bytes | None = dataclasses.field(repr=False)
+    question: str
+    options: tuple[str, ...] = ()
+    marks: tuple[Region, ...] = ()
+
+    @property
+    def picture(self) -> Picture:
+        """Equal for prompts that show the same pixels."""
+        return ("", ()) if self.image is None else (self.image_id, self.marks)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSettings:
+    """How the model was trained to read: `chat.json` of its folder.
+
+    Attributes:
+        template, system: see `data.chat`.
+        image_size, resize: how pictures become arrays.
+    """
+
+    template: str
+    system: str | None
+    image_size: int
+    resize: str
+
+
+@dataclasses.dataclass
+class ScoringRow:
+    """One row of the scoring program: a picture and as many (question, option) branches as fit.
+
+    Attributes:
+        arrays: tokens, positions, ... as in `data.batch.Batch`, each [T].
+        owners: (prompt, option) of branch k + 1.
+    """
+
+    picture: Prompt
+    arrays: dict[str, Int[np.ndarray, T]]
+    owners: list[tuple[int, int]]
+
+
+def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence[Prompt], *,
+                 num_image_tokens: int, length: int) -> list[ScoringRow]:
+    """Packs all (question, option) pairs into rows, pairs on one picture side by side as branches.
+
+    Raises:
+        UserError: when a single pair does not fit into a row, or a prompt has no options.
+    """
+    by_picture: dict[Picture, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        if not prompt.options:
+            raise UserError(f"question on image {prompt.image_id!r} has no options to score; generate an answer")
+        by_picture.setdefault(prompt.picture, []).append(index)
+    rows = []
+    for indices in by_picture.values():
+        pairs = [(index, option) for index in indices for option in range(len(prompts[index].options))]
+        while pairs:
+            turns = [(prompts[i].question, prompts[i].options[o]) for i, o in pairs]
+            encoded = chat.encode(tokenizer, turns, template=settings.template, system=settings.system,
+                                  num_image_tokens=num_image_tokens, branches=True, max_length=length)
+            kept = len(encoded.answers)
+            if kept == 0:
+                raise UserError(f"a question on image {prompts[indices[0]].image_id!r} is longer than {length} tokens")
+            rows.append(ScoringRow(prompts[indices[0]], _pad(encoded, length), pairs[:kept]))
+            pairs = pairs[kept:]
+    return rows
+
+
+def _pad(encoded: chat.Encoded, length: int) -> dict[str, np.ndarray]:
+    targets, weights = chat.next_token_targets(encoded)
+    arrays = {"tokens": encoded.tokens, "positions": encoded.positions, "branch_ids": encoded.branch_ids,
+              "segment_ids": np.ones(encoded.length, np.int32), "image_index": encoded.image_index,
+              "targets": targets, "loss_weights": weights}
+    padded = {name: np.zeros(length, value.dtype) for name, value in arrays.items()}
+    padded["image_index"] -= 1
+    for name, value in arrays.items():
+        padded[name][:encoded.length] = value
+    return padded
+
+
+def bucket(length: int, smallest: int = 64) -> int:
+    """The power of two at or above `length`, so that few programs serve all prompts."""
+    return max(smallest, 1 << (length - 1).bit_length())

@@ -1,0 +1,101 @@
+"""A run's config, from the readable `ml_collections.ConfigDict` of `configs/` to frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from spatialllm_jax.data.pipeline import RowConfig
+from spatialllm_jax.data.samples import SourceConfig
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.config import LoRAConfig
+from spatialllm_jax.training.optimizer import OptimizerConfig
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage of training.
+
+    Attributes:
+        name: folder of the stage within the run.
+        objective: "next_token" or "contrastive".
+        trainable: regular expression of the parameter paths that train.
+        steps: number of updates.
+        rows: static shapes of a batch.
+        optimizer: AdamW and its schedule.
+        sources: data mixture, by name.
+        template, system: chat template of the text; see `data.chat`.
+        accumulate: micro-batches per update.
+        lora: low-rank updates on the vision encoders while this stage runs, merged at its end.
+        stored_features: compute the frozen encoders' features once instead of at every step.
+        loss_chunk: positions per chunk of the cross-entropy.
+        save_every, log_every: in steps.
+        max_skipped: non-finite steps tolerated before the run stops.
+    """
+
+    name: str
+    objective: str
+    trainable: str
+    steps: int
+    rows: RowConfig
+    optimizer: OptimizerConfig
+    sources: tuple[SourceConfig, ...]
+    template: str = "llama3"
+    system: str | None = None
+    accumulate: int = 1
+    lora: LoRAConfig | None = None
+    stored_features: bool = False
+    loss_chunk: int = 256
+    save_every: int = 1000
+    log_every: int = 10
+    max_skipped: int = 10
+
+    def __post_init__(self):
+        if self.objective not in ("next_token", "contrastive"):
+            raise UserError(f"stage {self.name!r}: unknown objective {self.objective!r}; "
+                            "choose next_token or contrastive")
+        if self.steps < 1 or self.rows.batch_size < 1 or self.accumulate < 1:
+            raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1")
+        if self.rows.batch_size % self.accumulate:
+            raise UserError(f"stage {self.name!r}: batch_size {self.rows.batch_size} does not divide into "
+                            f"{self.accumulate} micro-batches")
+        if not self.sources:
+            raise UserError(f"stage {self.name!r} has no data sources")
+        if self.stored_features and self.trains_vision:
+            raise UserError(f"stage {self.name!r} trains a vision encoder, whose features cannot be stored; "
+                            "set stored_features to False")
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether a vision encoder may change."""
+        return self.objective == "contrastive" or self.lora is not None or "vision" in self.trainable
+
+
+def build(cls: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """An instance of dataclass `cls` from a mapping. Raises UserError that names an unknown or missing key."""
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in names:
+            raise UserError(f"config.{where} has no field {key!r}; it has {', '.join(sorted(names))}")
+    try:
+        return cls(**tree)
+    except TypeError as error:
+        raise UserError(f"config.{where}: {error}") from None
+
+
+def stage_config(name: str, tree: Mapping[str, Any]) -> StageConfig:
+    """The stage called `name` of a run's `config.stages`."""
+    where = f"stages.{name}"
+    fields = dict(tree)
+    sources = tuple(
+        build(SourceConfig, {"name": key, **value}, f"{where}.sources.{key}")
+        for key, value in fields.pop("sources", {}).items() if value.get("weight", 1.0) > 0)
+    lora = fields.pop("lora", None)
+    return build(StageConfig, {
+        **fields, "name": name, "sources": sources,
+        "rows": build(RowConfig, fields.get("rows", {}), f"{where}.rows"),
+        "optimizer": build(OptimizerConfig, fields.get("optimizer", {}), f"{where}.optimizer"),
+        "lora": build(LoRAConfig, lora, f"{where}.lora") if lora else None}, where)

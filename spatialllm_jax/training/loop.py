@@ -1,0 +1,107 @@
+"""The loop of one stage: batches in, steps, checkpoints, metrics; resumes exactly where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from spatialllm_jax.data.batch import Batch
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.parallel.mesh import batch_sharding
+from spatialllm_jax.training import metrics as metrics_lib
+from spatialllm_jax.training.checkpoints import Checkpoints
+from spatialllm_jax.training.config import StageConfig
+from spatialllm_jax.training.step import TrainState
+
+
+@dataclasses.dataclass
+class Interrupted(Exception):
+    """SIGTERM arrived; the state was saved at `step`."""
+
+    step: int
+
+
+def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
+    """Host rows of this process -> a global `Batch`, rows split over the data axes of the mesh."""
+    sharding = batch_sharding(mesh)
+    return Batch(**{name: jax.make_array_from_process_local_data(sharding, array)
+                    for name, array in arrays.items()})
+
+
+class _Terminator:
+    """Remembers SIGTERM, so that the loop can save and leave between two steps."""
+
+    def __enter__(self) -> _Terminator:
+        self.asked = False
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        except ValueError:  # not the main thread: signals are somebody else's business
+            self._before = None
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
+              mesh: jax.sharding.Mesh, folder: Path, *, show_progress: bool = True) -> TrainState:
+    """Runs a stage to its last step.
+
+    Args:
+        state: at step 0; replaced by the last checkpoint in `folder` when there is one.
+        step_fn: jitted `(state, batch) -> (state, metrics)` that donates its state.
+        stream: Grain iterator of host batches; its position is part of the checkpoints.
+
+    Raises:
+        UserError: when more than `stage.max_skipped` steps were not finite.
+        Interrupted: after SIGTERM, once everything is saved.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", stage.save_every)
+    if checkpoints.latest is not None:
+        state = checkpoints.restore(checkpoints.latest, state, stream)
+        logging.info("stage %s resumes at step %d", stage.name, int(state.step))
+    step = int(state.step)
+    log = metrics_lib.MetricsLog(folder, step)
+    names = [source.name for source in stage.sources]
+    pending: list[Any] = []
+    started, waited = time.monotonic(), 0.0
+    try:
+        with metrics_lib.progress(stage.steps, step, stage.name, show_progress) as bar, _Terminator() as stop:
+            while step < stage.steps:
+                began = time.monotonic()
+                batch = to_device(next(stream), mesh)
+                waited += time.monotonic() - began
+                state, values = step_fn(state, batch)
+                pending.append(values)
+                step += 1
+                bar.update()
+                if step % stage.log_every == 0 or step == stage.steps:
+                    row = metrics_lib.summarize(pending, names)
+                    elapsed = time.monotonic() - started
+                    row = {"step": step, **row, "seconds_per_step": elapsed / len(pending),
+                           "data_wait": waited / max(elapsed, 1e-9)}
+                    log.write(row)
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
+                    if row["skipped"] > stage.max_skipped:
+                        raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "
+                                        "lower its learning rate or look at its data")
+                    pending, started, waited = [], time.monotonic(), 0.0
+                checkpoints.maybe_save(step, state, stream, force=stop.asked or step == stage.steps)
+                if stop.asked and step < stage.steps:
+                    raise Interrupted(step)
+    finally:
+        checkpoints.close()
+        log.close()
+    return state

@@ -1,0 +1,242 @@
+"""A row of the roadmap: its stages in order, each starting from the weights of the last."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from spatialllm_jax.data import images, pipeline
+from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.data.features import FeatureStore
+from spatialllm_jax.data.features import build as build_features
+from spatialllm_jax.data.samples import SourceConfig, TextConfig
+from spatialllm_jax.data.storage import open_split
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.models import store
+from spatialllm_jax.models.clip_text import CLIP, init_clip
+from spatialllm_jax.models.config import ClipConfig, ModelConfig
+from spatialllm_jax.models.linear import merge_lora
+from spatialllm_jax.models.presets import clip_preset, preset
+from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
+from spatialllm_jax.parallel.mesh import make_mesh
+from spatialllm_jax.parallel.rules import param_shardings
+from spatialllm_jax.training import initial, optimizer
+from spatialllm_jax.training.config import StageConfig, stage_config
+from spatialllm_jax.training.loop import run_stage
+from spatialllm_jax.training.objectives import Contrastive, NextToken
+from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
+from spatialllm_jax.training.step import init_state, make_step
+
+MODEL = "model"
+LOGIT_SCALE_RANGE = (0.0, float(np.log(100.0)))  # CLIP clamps the logit scale to at most ln 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a stage's objective runs on."""
+
+    config: ModelConfig | ClipConfig
+    init: Callable[[jax.Array], Any]
+    abstract: Flat
+
+
+def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: bool = True) -> dict[str, Any]:
+    """Trains all stages of a row that are not done yet; returns what `--json` prints.
+
+    Args:
+        config: as a file in `configs/` gives it, resolved to plain values.
+        workdir: `config.json`, `tokenizer.json`, one folder per stage (checkpoints, metrics, `model/`), and
+            `model` of the last stage.
+    """
+    workdir = Path(workdir)
+    stages = [stage_config(name, tree) for name, tree in config["stages"].items()]
+    if not stages:
+        raise UserError("config.stages is empty; name at least one stage")
+    _store_config(config, workdir)
+    tokenizer = prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
+    model = model_config(config, tokenizer)
+    mesh = make_mesh(**config.get("mesh", {}))
+    weights = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
+    pool: dict[str, jax.Array] = {}
+    summary: dict[str, Any] = {"row": config["row"], "workdir": str(workdir), "stages": {}}
+    with jax.set_mesh(mesh):
+        for index, stage in enumerate(stages):
+            folder = workdir / stage.name
+            if (folder / MODEL / store.CONFIG).exists():
+                logging.info("stage %s is done", stage.name)
+                pool.update(store.load_params(folder / MODEL))
+            else:
+                pool.update(_train_stage(stage, config, model, tokenizer, mesh, pool, weights, folder,
+                                         jax.random.fold_in(jax.random.key(config["seed"]), index),
+                                         show_progress))
+            last = _last_metrics(folder)
+            summary["stages"][stage.name] = last
+    summary["model"] = str(workdir / stages[-1].name / MODEL)
+    return summary
+
+
+def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ModelConfig:
+    """The run's model: preset, overrides, and a vocabulary that holds the tokenizer's."""
+    model = dict(config["model"])
+    result = preset(model.pop("preset"))
+    llm = result.llm
+    if tokenizer.vocab_size > llm.vocab_size or model.pop("fit_vocabulary", False):
+        llm = dataclasses.replace(llm, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
+    model.pop("fit_vocabulary", None)
+    model.pop("text_tower", None)
+    for key in model:
+        if key not in ("dtype", "remat", "attention"):
+            raise UserError(f"config.model has no field {key!r}; it has preset, text_tower, fit_vocabulary, dtype, "
+                            "remat, attention")
+    return result.replace(llm=llm, **model)
+
+
+def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> tokenizers.Tokenizer:
+    """The tokenizer at `path`, or one trained on the texts of all stages; kept in the run's folder."""
+    if (workdir / tokenizers.FILE).exists():
+        return tokenizers.load(workdir)
+    if path:
+        tokenizer = tokenizers.load(path)
+    else:
+        tokenizer = train_tokenizer([source for stage in stages for source in stage.sources])
+    tokenizer.save(workdir)
+    return tokenizer
+
+
+def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizers.Tokenizer:
+    """A tokenizer trained on the questions and answers of the first `limit` images of every dataset."""
+    texts: list[str] = []
+    for path, name in sorted({(source.path, source.split) for source in sources}):
+        records = open_split(path, name)
+        for index in range(min(limit, len(records))):
+            for question in records[index].questions:
+                for asked, answered in question.turns:
+                    texts += ["\n" + asked, answered]
+    return tokenizers.train(texts)
+
+
+def _parts(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
+           tokenizer: tokenizers.Tokenizer) -> Parts:
+    if stage.objective == "next_token":
+        whole = model.replace(vision_lora=stage.lora)
+        return Parts(whole, lambda key: init_params(whole, key), _abstract(lambda key: init_params(whole, key)))
+    clip = clip_preset(config["model"]["text_tower"])
+    vision = next((encoder for encoder in model.vision if encoder.kind == "clip"), None)
+    if vision is None:
+        raise UserError(f"stage {stage.name!r} is contrastive, but the model has no CLIP vision encoder")
+    text = dataclasses.replace(clip.text, vocab_size=-(-max(tokenizer.vocab_size, 1) // 64) * 64) \
+        if config["model"].get("fit_vocabulary") else clip.text
+    clip = dataclasses.replace(clip, vision=vision, text=text, vision_lora=stage.lora)
+    return Parts(clip, lambda key: init_clip(clip, key), _abstract(lambda key: init_clip(clip, key)))
+
+
+def _abstract(init: Callable[[jax.Array], Any]) -> Flat:
+    return flatten(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
+                 tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
+                 weights: dict[str, str], folder: Path, key: jax.Array, show_progress: bool) -> dict[str, jax.Array]:
+    parts = _parts(stage, config, model, tokenizer)
+    shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
+    init_key, step_key = jax.random.split(key)
+    params = initial.gather(parts.abstract, parts.init, init_key, shardings, before=pool, weights=weights)
+    trainable, frozen = split(params, stage.trainable)
+    stores = None
+    if stage.stored_features:
+        assert isinstance(parts.config, ModelConfig)
+        stores = stored_features(parts.config, params, stage.sources, stage.rows, config["features"],
+                                 show_progress=show_progress)
+        # The encoders' work is done: the step needs neither them nor their memory.
+        frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
+    tx = optimizer.build(stage.optimizer, stage.steps)
+    state = _place(init_state(trainable, frozen, tx, step_key), shardings, mesh)
+    objective = NextToken(SpatialLLM(parts.config), len(stage.sources), stage.loss_chunk) \
+        if isinstance(parts.config, ModelConfig) else Contrastive(CLIP(parts.config))
+    step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
+                      donate_argnums=0)
+    text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
+    stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
+                            process_index=jax.process_index(), process_count=jax.process_count())
+    state = run_stage(stage, state, step_fn, iter(stream), mesh, folder, show_progress=show_progress)
+    # The step owned (and was given) the arrays it ran on; only those it never saw are still `params`'.
+    final = {**params, **state.frozen, **state.trainable}
+    plain, result = parts.config, final
+    if stage.lora is not None:
+        result = flatten(merge_lora(unflatten(final), parts.config))
+        plain = dataclasses.replace(parts.config, vision_lora=None)
+    store.save_model(folder / MODEL, plain, unflatten(result))
+    tokenizer.save(folder / MODEL)
+    (folder / MODEL / "chat.json").write_text(json.dumps(
+        {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
+         "resize": stage.rows.resize}))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _place(state: Any, shardings: Flat, mesh: jax.sharding.Mesh) -> Any:
+    """Moments follow their parameters, scalars are replicated."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def target(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        keys = [getattr(entry, "key", None) for entry in path]
+        sharding = next((shardings[k] for k in keys if isinstance(k, str) and k in shardings), everywhere)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree_util.tree_map_with_path(target, state)
+
+
+def stored_features(model: ModelConfig, params: Mapping[str, jax.Array], sources: tuple[SourceConfig, ...],
+                    rows: pipeline.RowConfig, folder: str, *, show_progress: bool = True,
+                    ) -> dict[tuple[str, str], FeatureStore]:
+    """(dataset path, split) -> features of its images by the frozen encoders, computed where missing."""
+    vision = {path: leaf for path, leaf in params.items() if path.startswith("vision/")}
+    key = features_key(model, vision, rows)
+    module = SpatialLLM(model)
+    encode = jax.jit(lambda tree, pixels: module.apply({"params": tree}, pixels, method="encode_images"))
+    tree = unflatten(vision)
+    result = {}
+    for path, name in sorted({(source.path, source.split) for source in sources}):
+        records = open_split(path, name)
+        ids = records.image_ids()
+
+        def load(index: int, records=records) -> np.ndarray:
+            record = records[index]
+            return images.load(record.image, rows.image_size, resize=rows.resize, name=record.image_id)
+
+        target = Path(folder) / key[:16] / f"{Path(path).name}-{name}"
+        result[path, name] = build_features(target, key, ids, load, lambda pixels: encode(tree, pixels),
+                                            show_progress=show_progress)
+    return result
+
+
+def features_key(model: ModelConfig, vision: Mapping[str, jax.Array], rows: pipeline.RowConfig) -> str:
+    """A digest of everything stored features depend on: weights, encoder configs, grid, resolution."""
+    digest = hashlib.sha256(json.dumps([store.config_to_json(model.vision), model.connector.grid, model.dtype,
+                                        rows.image_size, rows.resize], sort_keys=True).encode())
+    for path in sorted(vision):
+        digest.update(path.encode())
+        digest.update(np.asarray(vision[path]).tobytes())
+    return digest.hexdigest()
+
+
+def _store_config(config: Mapping[str, Any], workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file, text = workdir / "config.json", json.dumps(config, indent=1, sort_keys=False)
+    if file.exists() and json.loads(file.read_text()) != json.loads(text):
+        raise UserError(f"{workdir} holds a run of another config; choose another --workdir or delete it")
+    file.write_text(text)
+
+
+def _last_metrics(folder: Path) -> dict[str, Any]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    return json.loads(lines[-1]) if lines else {}
