@@ -1,0 +1,58 @@
+# Two commands: `make quickstart` and `make test`. Each sets up its own environment when there is none.
+#   make test PYTHON=python3.12        another interpreter (3.11 to 3.13)
+#   make quickstart BUDGET=4           four times the training
+
+SHELL := /bin/bash
+# The first of these that is new enough; set PYTHON to choose another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+BUDGET ?= 1
+SEED ?= 0
+JOBS ?= 2
+# torch is only an oracle for tests; `make test EXTRAS=test` leaves it (and the parity tests) out.
+EXTRAS ?= test,torch
+
+.PHONY: help quickstart test test-slow lint real setup-quickstart setup-test clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+# $(call environment,EXTRAS): an environment with these extras, made or mended only when needed.
+define environment
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv found; install one or set PYTHON=..." >&2; exit 2; }
+	@stamp="$(VENV)/.installed-$(subst $(comma),-,$(1))"; want="$$(cat pyproject.toml constraints.txt | cksum) $$($(PYTHON) -V)"; \
+	if [ -x "$(RUN)" ] && "$(RUN)" -c '' 2>/dev/null && [ "$$(cat "$$stamp" 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
+	set -e; \
+	if ! { [ -x "$(RUN)" ] && [ "$$("$(RUN)" -V 2>/dev/null)" = "$$($(PYTHON) -V)" ]; }; then \
+		echo "creating $(VENV) with $$($(PYTHON) -V)"; rm -rf "$(VENV)"; "$(PYTHON)" -m venv "$(VENV)"; fi; \
+	echo "installing spatialllm-jax[$(1)] into $(VENV) (a few minutes the first time)"; \
+	"$(RUN)" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(1)]"; \
+	echo "$$want" > "$$stamp"
+endef
+comma := ,
+
+setup-quickstart:
+	$(call environment,quickstart)
+
+setup-test:
+	$(call environment,$(EXTRAS))
+
+quickstart: setup-quickstart ## scenes, datasets, two rows of the roadmap, evaluation, a report (about 20 minutes)
+	$(RUN) -m launch.quickstart --budget $(BUDGET) --seed $(SEED)
+
+test: setup-test ## lint, types and tests (under 12 minutes on 2 cores)
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+test-slow: setup-test ## the longer proofs
+	$(RUN) -m pytest -m slow
+
+real: setup-quickstart ## real weights and real photographs; see docs/real.md
+	$(RUN) -m launch.fetch_assets --out assets
+	$(RUN) -m launch.real --assets assets
+
+clean: ## removes the environment and runs/
+	rm -rf $(VENV) runs
