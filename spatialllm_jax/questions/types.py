@@ -16,7 +16,7 @@ SPATIAL_TYPES: dict[str, str] = {
     "on_which_side": "relation",
 }
 # 3D-informed probing (paper, 3.3.1): fundamental properties of single objects or pairs.
-PROBING_TYPES = ("depth", "distance", "azimuth", "elevation")
+PROBING_TYPES = ("depth", "distance", "azimuth", "elevation", "theta", "location")
 # Stand-ins for CC558K and Mix665K: what an image says without 3D.
 GENERAL_TYPES = ("caption", "what", "presence", "colour", "count", "left_right", "where")
 

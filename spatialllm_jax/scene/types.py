@@ -106,6 +106,9 @@ class Scene:
         metric: whether lengths are metres; metric wording is used only then.
         source: name of the source ("rendered", "omni3d/kitti", "kitti", ...).
         setting: "indoor", "outdoor" or "" when unknown.
+        hidden: categories of things in the picture that are not among `objects`, because they are too
+            small, truncated or ignored. They make a name ambiguous ("the car") and a count unsafe; "*"
+            stands for things whose category is unknown.
     """
 
     image: SceneImage
@@ -114,3 +117,4 @@ class Scene:
     metric: bool
     source: str
     setting: str = ""
+    hidden: tuple[str, ...] = ()

@@ -1,0 +1,96 @@
+"""3D-informed probing (paper, 3.3.1): fundamental properties of single objects and pairs.
+
+"Depth of the object from the viewer" is the distance of the box's centre from the camera, the quantity
+that "closer to the camera" compares. Azimuth, elevation and theta are relative to the ray to the object
+(ImageNet3D's convention, `scene.geometry.viewpoint`).
+"""
+
+from __future__ import annotations
+
+from spatialllm_jax.questions.candidates import Case, View
+from spatialllm_jax.questions.wording import AZIMUTH_WORDS, metres
+from spatialllm_jax.scene.geometry import viewpoint
+
+
+def depth(view: View, quota: int) -> list[Case]:
+    """Distance of an object from the camera; metric scenes only."""
+    if not view.arrays.metric:
+        return []
+    return [
+        Case("depth", (i,), "", text=_length(view, view.arrays.distance[i]),
+             quantities={"distance": view.arrays.distance[i], "depth": view.arrays.depth[i]})
+        for i in view.singles()
+    ]  # fmt: skip
+
+
+def distance(view: View, quota: int) -> list[Case]:
+    """Distance between the centres of two objects; metric scenes only."""
+    if not view.arrays.metric:
+        return []
+    cases = []
+    for a, b in view.pairs():
+        value = view.arrays.between[a][b]
+        cases.append(Case("distance", (a, b), "", text=_length(view, value), quantities={"distance": value}))
+    return cases
+
+
+def azimuth(view: View, quota: int) -> list[Case]:
+    """Azimuth of objects with a semantic front, as one of eight words or in degrees."""
+    cases = []
+    for i in view.singles():
+        if not view.scene.objects[i].has_front:
+            continue
+        value, elevation, _ = viewpoint(view.scene.objects[i].box)
+        if abs(elevation) > 75:  # seen from straight above, azimuth means nothing
+            continue
+        quantities = {"azimuth": value}
+        if view.config.azimuth_style == "words":
+            word = round(value / 45.0) % 8
+            margin = 22.5 - abs((value + 22.5) % 45.0 - 22.5)
+            cases.append(
+                Case("azimuth", (i,), AZIMUTH_WORDS[word], AZIMUTH_WORDS, word, "", quantities, margin)
+            )
+        else:
+            rounded = _rounded(value, view.config.angle_step) % 360
+            cases.append(Case("azimuth", (i,), "", text=_degrees(view, rounded), quantities=quantities))
+    return cases
+
+
+def elevation(view: View, quota: int) -> list[Case]:
+    """Elevation of the camera in an object's own frame; its up must be known, not its front."""
+    return [_angle_case("elevation", view, i, viewpoint(view.scene.objects[i].box)[1]) for i in view.singles()]
+
+
+def theta(view: View, quota: int) -> list[Case]:
+    """In-plane rotation, counter-clockwise."""
+    return [_angle_case("theta", view, i, viewpoint(view.scene.objects[i].box)[2]) for i in view.singles()]
+
+
+def location(view: View, quota: int) -> list[Case]:
+    """3D location of an object's centre in the camera's frame; metric scenes only."""
+    if not view.arrays.metric:
+        return []
+    cases = []
+    for i in view.singles():
+        x, y, z = view.scene.objects[i].box.center.tolist()
+        text = f"{_length(view, abs(x))} to the {'right' if x > 0 else 'left'}, "
+        text += f"{_length(view, abs(y))} {'down' if y > 0 else 'up'} and {_length(view, z)} ahead"
+        cases.append(Case("location", (i,), "", text=text, quantities={"x": x, "y": y, "z": z}))
+    return cases
+
+
+def _length(view: View, value: float) -> str:
+    return metres(value, view.config.distance_step if view.config.register == "short" else 0.0)
+
+
+def _rounded(value: float, step: float) -> int:
+    return int(round(value / step) * step)
+
+
+def _degrees(view: View, value: int) -> str:
+    return f"{value} degrees" if view.config.register == "full" else str(value)
+
+
+def _angle_case(kind: str, view: View, i: int, value: float) -> Case:
+    text = _degrees(view, _rounded(value, view.config.angle_step))
+    return Case(kind, (i,), "", text=text, quantities={kind: value})

@@ -1,0 +1,95 @@
+"""Scenes to JSON and back, without their pictures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+
+
+def scene_to_json(scene: Scene) -> str:
+    """Camera, boxes and attributes as compact JSON; numbers rounded to 1e-5 (metres, pixels)."""
+    camera = scene.camera
+    return json.dumps(
+        {
+            "image_id": scene.image.id,
+            "camera": {
+                "width": camera.width,
+                "height": camera.height,
+                "intrinsics": _numbers(camera.intrinsics),
+                "gravity": None if camera.gravity is None else _numbers(camera.gravity),
+            },
+            "metric": scene.metric,
+            "source": scene.source,
+            "setting": scene.setting,
+            "hidden": list(scene.hidden),
+            "objects": [
+                {
+                    "category": o.category,
+                    "phrase": o.phrase,
+                    "center": _numbers(o.box.center),
+                    "size": _numbers(o.box.size),
+                    "rotation": _numbers(o.box.rotation),
+                    "bbox2d": _numbers(o.bbox2d),
+                    "has_front": bool(o.has_front),
+                    "visibility": round(float(o.visibility), 5),
+                    "truncation": round(float(o.truncation), 5),
+                    "attributes": dict(o.attributes),
+                }
+                for o in scene.objects
+            ],
+        },
+        separators=(",", ":"),
+    )
+
+
+def scene_from_json(text: str, encoded: bytes | None = None) -> Scene:
+    """The scene that `scene_to_json` wrote; `encoded` gives it its picture back.
+
+    Raises:
+        UserError: when the text is not such JSON; the sentence names the missing key.
+    """
+    try:
+        data: dict[str, Any] = json.loads(text)
+        camera = data["camera"]
+        gravity = camera["gravity"]
+        return Scene(
+            image=SceneImage(data["image_id"], encoded=encoded),
+            camera=Camera(
+                camera["width"],
+                camera["height"],
+                np.array(camera["intrinsics"], float),
+                None if gravity is None else np.array(gravity, float),
+            ),
+            objects=tuple(
+                Object3D(
+                    category=o["category"],
+                    phrase=o["phrase"],
+                    box=Box3D(
+                        np.array(o["center"], float),
+                        np.array(o["size"], float),
+                        np.array(o["rotation"], float),
+                    ),
+                    bbox2d=np.array(o["bbox2d"], float),
+                    has_front=o["has_front"],
+                    visibility=o["visibility"],
+                    truncation=o["truncation"],
+                    attributes=o["attributes"],
+                )
+                for o in data["objects"]
+            ),
+            metric=data["metric"],
+            source=data["source"],
+            setting=data["setting"],
+            hidden=tuple(data["hidden"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"scene JSON is not one that this program wrote ({error!r}); regenerate it") from error
+
+
+def _numbers(array: np.ndarray) -> list[Any]:
+    return np.round(np.asarray(array, float), 5).tolist()
