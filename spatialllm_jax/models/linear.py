@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"], deterministic: bool = True) -> Float[Array, "*batch o"]:
-        kernel_init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal")
+        kernel_init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
         y = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
