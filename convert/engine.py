@@ -21,7 +21,7 @@ from convert import clip, dinov2, llama, llava, mae
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
-from spatialllm_jax.models.clip_text import abstract_clip_params
+from spatialllm_jax.models.clip_text import abstract_clip
 from spatialllm_jax.models.config import ClipConfig, LlamaConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.llama import Llama
@@ -61,7 +61,7 @@ def abstract(config: Config) -> Any:
     if isinstance(config, ModelConfig):
         return abstract_params(config)
     if isinstance(config, ClipConfig):
-        return abstract_clip_params(config)
+        return abstract_clip(config)
     if isinstance(config, VisionConfig):
         images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
         return jax.eval_shape(ViT(config).init, jax.random.key(0), images)["params"]

