@@ -17,6 +17,8 @@ from spatialllm_jax.scene.types import Scene
 
 # More cases than this times the quota are not looked for; enough to choose answers evenly.
 _SURPLUS = 4
+# Options listed for a letter; more candidates than that are thinned out at random.
+_MOST_OPTIONS = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,9 +152,12 @@ def put(case: Case, view: View, group: str, question_id: str) -> Question:
         text = wording.fill(answer, x=case.text, **roles)
     elif config.answer_style == "letter":
         order = rng.permutation(len(words)).tolist()
+        if len(order) > _MOST_OPTIONS and case.right is not None:
+            others = [k for k in order if k != case.right][: _MOST_OPTIONS - 1]
+            order = [k for k in order if k == case.right or k in others]
         lines = [f"{wording.LETTERS[k]}. {words[index]}" for k, index in enumerate(order)]
         question = "\n".join([question, *lines, wording.LETTER_PROMPT])
-        options = tuple(wording.LETTERS[: len(words)])
+        options = tuple(wording.LETTERS[: len(order)])
         right = None if case.right is None else order.index(case.right)
         text = options[right] if right is not None else ""
     else:

@@ -145,7 +145,8 @@ def where(view: View, quota: int) -> list[Case]:
 
 def _presence(category: str, answer: bool) -> Case:
     word = "yes" if answer else "no"
-    return Case("presence", (), word, ("yes", "no"), 0 if answer else 1, subject=wording.article(category))
+    return Case("presence", (), word, ("yes", "no"), 0 if answer else 1,
+                quantities={"present": float(answer)}, subject=wording.article(category))  # fmt: skip
 
 
 def _count(noun: str, number: int) -> Case:
