@@ -127,7 +127,7 @@ def to_jax(state: Mapping[str, np.ndarray], family: str, config: Any, dtype: Any
             raise UserError(f"tensor {name} of shape {tensor.shape} does not fit {rule.target}, which expects "
                             f"{expected}; check that config and checkpoint belong together")
         if i is None:
-            params[rule.target] = np.ascontiguousarray(value, dtype)
+            params[rule.target] = np.asarray(value, dtype, order="C")
         else:
             params.setdefault(rule.target, np.empty(shapes[rule.target], dtype))[i] = value
     return unflatten_dict({tuple(path.split("/")): value for path, value in params.items()})
@@ -151,7 +151,7 @@ def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, n
             if part:
                 parts.setdefault(name, {})[int(part.split("/")[0])] = tensor
             else:
-                state[name] = np.ascontiguousarray(tensor)
+                state[name] = np.asarray(tensor, order="C")
     for name, pieces in parts.items():
         state[name] = np.concatenate([pieces[k] for k in sorted(pieces)])
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.linear import Params
 
 # transformers' model_type -> our configuration.
-MODEL_TYPES = {
+MODEL_TYPES: dict[str, Callable[[Mapping[str, Any]], Config]] = {
     "clip": clip.contrastive_config_from_hf,
     "clip_vision_model": clip.config_from_hf,
     "dinov2": dinov2.config_from_hf,
@@ -25,13 +26,13 @@ MODEL_TYPES = {
 }
 
 
-def config_from_hf(hf: dict[str, Any], where: str = "config.json") -> Config:
+def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Config:
     """Our configuration of a transformers config.json.
 
     Raises:
         UserError: the model type is not supported, or a field is missing.
     """
-    kind = hf.get("model_type")
+    kind = hf.get("model_type", "")
     if kind not in MODEL_TYPES:
         raise UserError(f"{where}: model_type {kind!r} is not supported; {', '.join(MODEL_TYPES)} are")
     try:

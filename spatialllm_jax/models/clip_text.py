@@ -27,7 +27,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "M T"], eot_index: Int[Array, "M"], states: bool = False,
+        self, tokens: Int[Array, "M T"], eot_index: Int[Array, " M"], states: bool = False,
     ) -> Float[Array, "M D"]:
         """The normed state at the end-of-text token, `[M, D]`; with `states`, all states `[L + 1, M, T, D]`.
 
@@ -82,7 +82,7 @@ class CLIP(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(c.logit_scale_init), (), jnp.float32)
 
     def __call__(
-        self, images: UInt8[Array, "M H W 3"], tokens: Int[Array, "N T"], eot_index: Int[Array, "N"],
+        self, images: UInt8[Array, "M H W 3"], tokens: Int[Array, "N T"], eot_index: Int[Array, " N"],
         deterministic: bool = True,
     ) -> tuple[Float[Array, "M E"], Float[Array, "N E"], Float[Array, ""]]:
         """Unit-length embeddings of images and texts in float32, and the factor exp(logit_scale) on their
@@ -94,7 +94,7 @@ class CLIP(nn.Module):
         """Unit-length embeddings of images."""
         return _unit(self.vision_projection(self.vision(images, deterministic)))
 
-    def embed_texts(self, tokens: Int[Array, "N T"], eot_index: Int[Array, "N"]) -> Float[Array, "N E"]:
+    def embed_texts(self, tokens: Int[Array, "N T"], eot_index: Int[Array, " N"]) -> Float[Array, "N E"]:
         """Unit-length embeddings of texts."""
         return _unit(self.text_projection(self.text(tokens, eot_index)))
 

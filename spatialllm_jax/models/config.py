@@ -26,7 +26,8 @@ class LoRAConfig:
         rank: inner size r of A `[in, r]` and B `[r, out]`.
         alpha: the update is scaled by alpha / rank.
         dropout: on the input of A, only while training.
-        targets: regular expression searched in the linear's path, e.g. "blocks/attention/query".
+        targets: regular expression searched in the linear's path, e.g. "vision/clip/blocks/attention/query"
+            or "llm/layers/mlp/down"; the default takes every linear of every block.
     """
 
     rank: int

@@ -38,7 +38,7 @@ def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.fl
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, "half"]:
+def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, " half"]:
     """Rotary frequencies theta^(-2i/d), with Llama 3.1's scaling when configured: wavelengths beyond
     original / low_freq_factor are stretched by `factor`, those under original / high_freq_factor are kept,
     and the ones between are blended."""
@@ -108,6 +108,8 @@ class LlamaAttention(nn.Module):
         k = rotate(project("key", c.num_kv_heads), *rope)
         v = project("value", c.num_kv_heads)
         if cache is not None:
+            if cache_start is None:
+                raise ValueError("a cache needs cache_start, the slot of the first of the new keys")
             at = (0, cache_start, 0, 0)
             cache = Cache(jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
                           jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at))

@@ -116,7 +116,9 @@ class SpatialLLM(nn.Module):
         image_index: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """T tokens through the cache, for prefill (with `visual`) and generation; see `Llama.__call__`."""
-        return self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, cache_start)
+        hidden, updated = self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, cache_start)
+        assert updated is not None
+        return hidden, updated
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32. `[B, T, V]` is large: training passes it chunks."""
