@@ -52,8 +52,8 @@ class RenderConfig:
     jpeg_quality: int = 92
     field_of_view: tuple[float, float] = (45.0, 70.0)
     max_roll: float = 4.0
-    min_height: float = 0.05
-    min_extent: float = 0.11
+    min_height: float = 0.07
+    min_extent: float = 0.14
     max_extent: float = 0.62
     min_visibility: float = 0.45
     max_truncation: float = 0.12

@@ -72,7 +72,7 @@ def sample_view(config: RenderConfig, rng: np.random.Generator, setting: str) ->
     size = config.image_size
     focal = size / 2 / np.tan(np.radians(rng.uniform(*config.field_of_view)) / 2)
     height = rng.uniform(0.9, 2.1) if setting == "indoor" else rng.uniform(1.0, 3.2)
-    pitch = np.radians(rng.uniform(4, 12) + rng.uniform(2, 7) * height)
+    pitch = np.radians(rng.uniform(3, 10) + rng.uniform(2, 6) * height)
     roll = np.radians(rng.uniform(-config.max_roll, config.max_roll))
     level = np.array([1.0, 0, 0]), np.array([0, -np.sin(pitch), -np.cos(pitch)])
     right = np.cos(roll) * level[0] + np.sin(roll) * level[1]

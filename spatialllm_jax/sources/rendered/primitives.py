@@ -41,13 +41,23 @@ class Mesh:
         return self.vertices.min(0), self.vertices.max(0)
 
 
+def _filled(shape: tuple[int, ...], value: Colour | float) -> np.ndarray:
+    result = np.empty(shape, np.float32)
+    result[:] = value
+    return result
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """np.cross of [..., 3] arrays, without its overhead on small ones."""
+    return a[..., [1, 2, 0]] * b[..., [2, 0, 1]] - a[..., [2, 0, 1]] * b[..., [1, 2, 0]]
+
+
 def mesh(vertices: Float[np.ndarray, "V 3"], normals: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"],
          colour: Colour, gloss: float) -> Mesh:
     """A mesh of one colour."""
     count = len(vertices)
     return Mesh(np.asarray(vertices, np.float32), np.asarray(normals, np.float32),
-                np.broadcast_to(np.asarray(colour, np.float32), (count, 3)),
-                np.broadcast_to(np.float32(gloss), (count,)), faces)
+                _filled((count, 3), colour), _filled((count,), gloss), faces)
 
 
 def join(parts: Iterable[Mesh]) -> Mesh:
@@ -70,7 +80,7 @@ def fit(source: Mesh, size: Point) -> Mesh:
     scale = np.asarray(size, np.float32) / np.maximum(high - low, 1e-6)
     origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], np.float32)
     normals = source.normals / scale
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    normals /= np.maximum(np.sqrt(np.einsum("vi,vi->v", normals, normals))[:, None], 1e-9)
     return dataclasses.replace(source, vertices=(source.vertices - origin) * scale, normals=normals)
 
 
@@ -96,8 +106,8 @@ def rotation_y(angle: float) -> Float[np.ndarray, "3 3"]:
 def flat(triangles: Float[np.ndarray, "F 3 3"], colour: Colour, gloss: float = 0.0) -> Mesh:
     """Separate triangles, each with its own normal."""
     triangles = np.asarray(triangles, np.float32)
-    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    normals = _cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    normals /= np.maximum(np.sqrt(np.einsum("vi,vi->v", normals, normals))[:, None], 1e-9)
     return mesh(triangles.reshape(-1, 3), np.repeat(normals, 3, axis=0),
                 np.arange(3 * len(triangles)).reshape(-1, 3), colour, gloss)
 
@@ -188,7 +198,9 @@ def ellipsoid(center: Point, radii: Point, colour: Colour, gloss: float = 0.0, t
     normals = unit / scale
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     part = mesh(unit * scale, normals, faces, colour, gloss)
-    return rotate(part, rotation_y(tilt) if tilt else np.eye(3), center)
+    if tilt:
+        return rotate(part, rotation_y(tilt), center)
+    return dataclasses.replace(part, vertices=part.vertices + np.asarray(center, np.float32))
 
 
 @functools.cache
@@ -201,11 +213,11 @@ def tube(start: Point, end: Point, radius: float, colour: Colour, gloss: float =
          end_radius: float | None = None, segments: int = 8) -> Mesh:
     """A closed cylinder or cone frustum between two points."""
     a, b = np.asarray(start, np.float64), np.asarray(end, np.float64)
-    axis = (b - a) / np.linalg.norm(b - a)
+    axis = (b - a) / np.sqrt(((b - a) ** 2).sum())
     helper = np.array([0.0, 0.0, 1.0]) if abs(axis[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
-    u = np.cross(helper, axis)
-    u /= np.linalg.norm(u)
-    around = _circle(segments) @ np.stack([u, np.cross(axis, u)])
+    u = _cross(helper, axis)
+    u /= np.sqrt((u ** 2).sum())
+    around = _circle(segments) @ np.stack([u, _cross(axis, u)])
     last = radius if end_radius is None else end_radius
     low, high = a + radius * around, b + last * around
     # Side vertices carry radial normals, caps carry the axis.

@@ -168,6 +168,9 @@ class Renderer:
         self._shadow_map.compare_func = "<="
         self._shadow_map.filter = (moderngl.LINEAR, moderngl.LINEAR)
         self._shadow_map.repeat_x = self._shadow_map.repeat_y = False
+        values = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (256, 256), np.uint8)
+        self._noise = ctx.texture((256, 256), 1, values.tobytes())
+        self._noise.filter = (moderngl.LINEAR, moderngl.LINEAR)
         self._shadow = ctx.framebuffer(depth_attachment=self._shadow_map)
         corners = ctx.buffer(np.array([-1, -1, 1, -1, -1, 1, 1, 1], np.float32).tobytes())
         self._sky = ctx.vertex_array(self._programs["sky"], [(corners, "2f", "in_corner")])
@@ -253,8 +256,9 @@ class Renderer:
         self._multi.use()
         self._multi.clear(0.0, 0.0, 0.0, depth=1.0)
         self._shadow_map.use(0)
+        self._noise.use(1)
         self._set("colour", {"view_projection": clip, "light_projection": light_projection,
-                             "eye": view.position, "light": drawing.light, "shadow_map": 0,
+                             "eye": view.position, "light": drawing.light, "shadow_map": 0, "noise_map": 1,
                              **drawing.uniforms})
         self._arrays["colour"].render(vertices=drawing.faces.size)
         self._set("sky", {"inverse_view_projection": np.linalg.inv(clip), "eye": view.position,

@@ -186,11 +186,11 @@ def compose(rng: np.random.Generator, view: View, placed: Sequence[Placed], sett
     counts = [len(faces) for _, faces in blocks]
     offsets = np.cumsum([0] + [len(vertices) for vertices, _ in blocks[:-1]])
     low, high = points.min(0), points.max(0)
-    pose, size = np.zeros((8, 4)), np.zeros((8, 3))
+    pose, size = np.zeros((8, 4)), np.zeros((8, 2))
     grounded = [thing for thing in placed if thing.support is None]
     for k, thing in enumerate(grounded):
         pose[k] = *thing.position[:2], np.cos(thing.yaw), np.sin(thing.yaw)
-        size[k] = *thing.half, 0.0
+        size[k] = thing.half
     uniforms = {**around.uniforms, "contact_count": len(grounded), "contact_pose": pose, "contact_size": size}
     return Drawing(np.concatenate([vertices for vertices, _ in blocks]),
                    np.concatenate([faces + offset for (_, faces), offset in zip(blocks, offsets, strict=True)]),

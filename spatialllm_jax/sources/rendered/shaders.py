@@ -83,19 +83,17 @@ uniform vec3 ground_colours[3];
 uniform vec3 ground_scale;          // pattern period, road half width, pavement width
 uniform int contact_count;
 uniform vec4 contact_pose[8];       // x, y, cos yaw, sin yaw
-uniform vec3 contact_size[8];       // half length, half width, ground height below the object
+uniform vec2 contact_size[8];       // half length, half width
 uniform vec3 fog;                   // colour that distance fades to
 uniform float fog_density;
 uniform sampler2DShadow shadow_map;
+uniform sampler2D noise_map;         // 256 x 256 independent values, linear, repeating
 in vec3 position; in vec3 normal; in vec3 colour; in float gloss; in vec4 light_position;
 flat in float material;
 out vec4 out_colour;
 
-float noise(vec2 p) { return fract(sin(dot(floor(p), vec2(12.9898, 78.233))) * 43758.5453); }
-float smooth_noise(vec2 p) {
-    vec2 f = fract(p); f = f * f * (3.0 - 2.0 * f);
-    return mix(mix(noise(p), noise(p + vec2(1, 0)), f.x), mix(noise(p + vec2(0, 1)), noise(p + vec2(1, 1)), f.x), f.y);
-}
+float noise(vec2 p) { return textureLod(noise_map, (floor(p) + 0.5) / 256.0, 0.0).r; }
+float smooth_noise(vec2 p) { return textureLod(noise_map, p / 256.0, 0.0).r; }
 // 1 inside lines of the given half width around multiples of 1, softened to the pixel's footprint.
 float lines(float v, float width) {
     float d = abs(fract(v - 0.5) - 0.5), w = fwidth(v) + 1e-5;
@@ -183,9 +181,9 @@ void main() {
         for (int i = 0; i < contact_count; ++i) {
             vec2 d = position.xy - contact_pose[i].xy;
             vec2 local = vec2(dot(d, contact_pose[i].zw), dot(d, vec2(-contact_pose[i].w, contact_pose[i].z)));
-            float away = length(max(abs(local) - contact_size[i].xy * 0.85, 0.0));
-            float reach = 0.12 + 0.22 * min(contact_size[i].x, contact_size[i].y) + contact_size[i].z;
-            open *= 1.0 - 0.55 * exp(-3.0 * (contact_size[i].z + away) / reach);
+            float away = length(max(abs(local) - contact_size[i] * 0.85, 0.0));
+            float reach = 0.12 + 0.35 * min(contact_size[i].x, contact_size[i].y);
+            if (away < reach) open *= 1.0 - 0.55 * (1.0 - away / reach) * (1.0 - away / reach);
         }
     }
     vec3 ambient = mix(ground_light, sky_light, n.z * 0.5 + 0.5) * open;
