@@ -1,0 +1,71 @@
+"""What the annotation sources share: their result, and checks of cameras and paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.scene.types import Scene
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedScenes:
+    """Scenes in the order of the annotations, and how many annotations were left out, by reason."""
+
+    scenes: tuple[Scene, ...]
+    ignored: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Omni3D's own limits: objects at or beyond them are ignored.
+
+    Attributes:
+        truncation: at or above.
+        visibility: at or below.
+        low, high: 2D height as a share of the image's: below, at or above.
+        depth_error: above.
+    """
+
+    truncation: float
+    visibility: float
+    low: float = 0.05
+    high: float = 1.5
+    depth_error: float = 0.5
+
+
+THRESHOLDS = {"train": Thresholds(0.75, 0.25), "test": Thresholds(0.333, 0.333)}
+
+
+def thresholds(split: str) -> Thresholds:
+    """The limits of a split. Raises UserError for a split other than "train" and "test"."""
+    if split not in THRESHOLDS:
+        raise UserError(f"split {split!r} of the annotations is unknown; choose train or test")
+    return THRESHOLDS[split]
+
+
+def camera_fault(intrinsics: Float[np.ndarray, "3 3"], width: int, height: int) -> str | None:
+    """Why a camera cannot be right, or None."""
+    if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all():
+        return "camera: not a finite 3x3 matrix"
+    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+    if width <= 0 or height <= 0:
+        return "camera: no image size"
+    if not (0.1 * width < fx < 20 * width and 0.1 * height < fy < 20 * height * max(1, width / height)):
+        return "camera: absurd focal length"
+    if not (-width < cx < 2 * width and -height < cy < 2 * height):
+        return "camera: absurd principal point"
+    return None
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root / name`, which must stay inside `root`. Raises UserError otherwise."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise UserError(f"image path {name!r} leaves the folder {root}; paths in annotations must stay inside")
+    return path
