@@ -1,7 +1,7 @@
 """The parts that objects are built of, as small triangle meshes.
 
 Builder frame: +x front, +y left, +z up, metres; an object's base lies on z = 0. Colours are sRGB in
-[0, 1]. Lighting is two-sided, so the winding of triangles carries no meaning.
+[0, 1]. Parts are closed surfaces whose normals point outwards; `fit` winds their triangles to match.
 """
 
 from __future__ import annotations
@@ -74,14 +74,19 @@ def join(parts: Iterable[Mesh]) -> Mesh:
 def fit(source: Mesh, size: Point) -> Mesh:
     """The mesh stretched so that its extents are exactly `size` (x, y, z), centred over the origin, base on 0.
 
-    Normals are carried by the inverse transpose of the stretch.
+    Normals are carried by the inverse transpose of the stretch; triangles are wound counter-clockwise as
+    seen from where their normals point.
     """
     low, high = source.bounds
     scale = np.asarray(size, np.float32) / np.maximum(high - low, 1e-6)
     origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], np.float32)
     normals = source.normals / scale
     normals /= np.maximum(np.sqrt(np.einsum("vi,vi->v", normals, normals))[:, None], 1e-9)
-    return dataclasses.replace(source, vertices=(source.vertices - origin) * scale, normals=normals)
+    vertices = (source.vertices - origin) * scale
+    a, b, c = (vertices[source.faces[:, k]] for k in range(3))
+    inward = np.einsum("fi,fi->f", _cross(b - a, c - a), normals[source.faces].sum(1)) < 0
+    faces = np.where(inward[:, None], source.faces[:, ::-1], source.faces)
+    return dataclasses.replace(source, vertices=vertices, normals=normals, faces=faces)
 
 
 def rotate(source: Mesh, rotation: Float[np.ndarray, "3 3"], offset: Point = (0, 0, 0)) -> Mesh:
@@ -104,9 +109,11 @@ def rotation_y(angle: float) -> Float[np.ndarray, "3 3"]:
 
 
 def flat(triangles: Float[np.ndarray, "F 3 3"], colour: Colour, gloss: float = 0.0) -> Mesh:
-    """Separate triangles, each with its own normal."""
+    """Separate triangles, each with its own normal, away from the middle of them all."""
     triangles = np.asarray(triangles, np.float32)
     normals = _cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    outward = triangles.mean(1) - triangles.mean((0, 1))
+    normals *= np.where(np.einsum("fi,fi->f", normals, outward) < 0, -1, 1)[:, None].astype(np.float32)
     normals /= np.maximum(np.sqrt(np.einsum("vi,vi->v", normals, normals))[:, None], 1e-9)
     return mesh(triangles.reshape(-1, 3), np.repeat(normals, 3, axis=0),
                 np.arange(3 * len(triangles)).reshape(-1, 3), colour, gloss)
@@ -193,6 +200,8 @@ def _sphere(rings: int, segments: int) -> tuple[np.ndarray, np.ndarray]:
 def ellipsoid(center: Point, radii: Point, colour: Colour, gloss: float = 0.0, tilt: float = 0.0,
               rings: int = 6, segments: int = 10) -> Mesh:
     """An ellipsoid; `tilt` (radians) lowers its front end."""
+    if max(radii) < 0.07:     # eyes, noses, knobs: a few pixels
+        rings, segments = 4, 6
     unit, faces = _sphere(rings, segments)
     scale = np.asarray(radii, np.float32)
     normals = unit / scale

@@ -1,7 +1,7 @@
 """Draws a list of triangles with moderngl: colour with shadows, z-depth, instance ids, objects alone.
 
 World frame: +x right, +y ahead, +z up, metres. One context and one set of buffers per image size and
-process; everything of a scene sits in one vertex buffer and each pass is one draw call.
+process; everything of a scene sits in one vertex buffer and a pass is at most two draw calls.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Drawing:
         faces: indices; objects first, then things that cast shadows, then the rest.
         object_faces: number of leading faces that belong to objects.
         caster_faces: number of leading faces that cast shadows.
+        closed: whether objects are closed surfaces, so that their back faces need not be drawn.
         light: unit vector towards the light.
+        light_center, light_radius: ball (world frame, metres) inside which shadows are cast.
         uniforms: further values by the names used in the shaders.
     """
 
@@ -68,6 +70,7 @@ class Drawing:
     faces: Int[np.ndarray, "F 3"]
     object_faces: int
     caster_faces: int
+    closed: bool
     light: Float[np.ndarray, "3"]
     light_center: Float[np.ndarray, "3"]
     light_radius: float
@@ -158,9 +161,9 @@ class Renderer:
         }
         shape = (size, size)
         samples = min(samples, ctx.info.get("GL_MAX_SAMPLES", samples) or 0)
-        self._multi = ctx.framebuffer([ctx.renderbuffer(shape, 3, samples=samples if samples > 1 else 0)],
+        self._multi = ctx.framebuffer([ctx.renderbuffer(shape, 4, samples=samples if samples > 1 else 0)],
                                       ctx.depth_renderbuffer(shape, samples=samples if samples > 1 else 0))
-        self._resolved = ctx.framebuffer([ctx.renderbuffer(shape, 3)])
+        self._resolved = ctx.framebuffer([ctx.renderbuffer(shape, 4)])
         self._truth = ctx.framebuffer([ctx.renderbuffer(shape, 1), ctx.renderbuffer(shape, 1, dtype="f4")],
                                       ctx.depth_renderbuffer(shape))
         self._alone = ctx.framebuffer([ctx.renderbuffer(shape, 4), ctx.renderbuffer(shape, 4)])
@@ -176,6 +179,8 @@ class Renderer:
         self._sky = ctx.vertex_array(self._programs["sky"], [(corners, "2f", "in_corner")])
         self._blend_max = moderngl.MAX
         self._depth_test, self._blend = moderngl.DEPTH_TEST, moderngl.BLEND
+        self._cull_face = moderngl.CULL_FACE
+        ctx.front_face = "cw"       # row 0 on top mirrors the picture, and with it the winding
         self._strip = moderngl.TRIANGLE_STRIP
         self._capacity = (0, 0)
 
@@ -210,6 +215,15 @@ class Renderer:
                 else:
                     uniform.value = value
 
+    def _render(self, program: str, drawing: Drawing) -> None:
+        """Objects, without their back faces when they are closed, then the rest."""
+        split = 3 * drawing.object_faces
+        if drawing.closed:
+            self.ctx.enable(self._cull_face)
+        self._arrays[program].render(vertices=split)
+        self.ctx.disable(self._cull_face)
+        self._arrays[program].render(vertices=drawing.faces.size - split, first=split)
+
     def truth(self, view: View, drawing: Drawing, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Depth [H, W], instances [H, W] and each object's pixels alone [N]; uploads the drawing."""
         ctx = self.ctx
@@ -226,7 +240,7 @@ class Renderer:
         ctx.enable(self._depth_test)
         self._truth.use()
         self._truth.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
-        self._arrays["truth"].render(vertices=drawing.faces.size)
+        self._render("truth", drawing)
         instances = np.frombuffer(self._truth.read(components=1, attachment=0), np.uint8)
         depth = np.frombuffer(self._truth.read(components=1, attachment=1, dtype="f4"), np.float32)
         ctx.disable(self._depth_test)
@@ -260,7 +274,7 @@ class Renderer:
         self._set("colour", {"view_projection": clip, "light_projection": light_projection,
                              "eye": view.position, "light": drawing.light, "shadow_map": 0, "noise_map": 1,
                              **drawing.uniforms})
-        self._arrays["colour"].render(vertices=drawing.faces.size)
+        self._render("colour", drawing)
         self._set("sky", {"inverse_view_projection": np.linalg.inv(clip), "eye": view.position,
                           "zenith": drawing.sky[0], "horizon": drawing.sky[1]})
         self._sky.render(self._strip)

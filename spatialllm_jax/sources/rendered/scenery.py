@@ -194,5 +194,6 @@ def compose(rng: np.random.Generator, view: View, placed: Sequence[Placed], sett
     uniforms = {**around.uniforms, "contact_count": len(grounded), "contact_pose": pose, "contact_size": size}
     return Drawing(np.concatenate([vertices for vertices, _ in blocks]),
                    np.concatenate([faces + offset for (_, faces), offset in zip(blocks, offsets, strict=True)]),
-                   sum(counts[:objects]), sum(counts[:casters]), around.light, (low + high) / 2,
+                   sum(counts[:objects]), sum(counts[:casters]),
+                   all(not thing.asset.credit for thing in placed), around.light, (low + high) / 2,
                    float(np.linalg.norm(high - low) / 2) + 0.6, uniforms, around.sky)

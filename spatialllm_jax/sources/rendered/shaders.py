@@ -3,16 +3,14 @@
 VERTEX = """
 #version 330 core
 uniform mat4 view_projection;
-uniform mat4 light_projection;
 uniform vec4 forward;               // view direction and -dot(view direction, camera): gives z-depth
 in vec3 in_position; in vec3 in_normal; in vec3 in_colour; in float in_gloss; in vec2 in_kind;
-out vec3 position; out vec3 normal; out vec3 colour; out float gloss; out vec4 light_position;
+out vec3 position; out vec3 normal; out vec3 colour; out float gloss;
 out float depth; flat out float material; flat out float instance;
 void main() {
     position = in_position; normal = in_normal; colour = in_colour; gloss = in_gloss;
     material = in_kind.x; instance = in_kind.y;
     depth = dot(vec4(in_position, 1.0), forward);
-    light_position = light_projection * vec4(in_position, 1.0);
     gl_Position = view_projection * vec4(in_position, 1.0);
 }
 """
@@ -75,6 +73,7 @@ void main() {
 COLOUR_FRAGMENT = """
 #version 330 core
 uniform vec3 eye;
+uniform mat4 light_projection;
 uniform vec3 light;                 // towards the light
 uniform vec3 light_colour;
 uniform vec3 sky_light; uniform vec3 ground_light;   // ambient from above and from below
@@ -88,7 +87,7 @@ uniform vec3 fog;                   // colour that distance fades to
 uniform float fog_density;
 uniform sampler2DShadow shadow_map;
 uniform sampler2D noise_map;         // 256 x 256 independent values, linear, repeating
-in vec3 position; in vec3 normal; in vec3 colour; in float gloss; in vec4 light_position;
+in vec3 position; in vec3 normal; in vec3 colour; in float gloss;
 flat in float material;
 out vec4 out_colour;
 
@@ -166,7 +165,7 @@ void main() {
     vec3 n = normalize(normal);
     if (dot(n, to_eye) < 0.0) n = -n;
     float facing = max(dot(n, light), 0.0);
-    vec3 q = light_position.xyz * 0.5 + 0.5;
+    vec3 q = (light_projection * vec4(position, 1.0)).xyz * 0.5 + 0.5;
     float lit = 1.0;
     if (facing > 0.0 && all(greaterThan(q, vec3(0.0))) && all(lessThan(q, vec3(1.0)))) {
         vec2 step = 0.9 / vec2(textureSize(shadow_map, 0));
