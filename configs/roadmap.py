@@ -54,7 +54,7 @@ def _full(row: str) -> ConfigDict:
     config = ConfigDict({
         "row": row, "size": "full", "seed": 0,
         "model": {"preset": model, "text_tower": "clip_l_336", "fit_vocabulary": False, "dtype": "bfloat16",
-                  "remat": "full", "attention": "xla"},
+                  "remat": "full", "attention": "xla", "unroll": 1},
         # Model folders made by `python -m convert.from_hf`.
         "weights": {"vision/clip": "weights/clip-vit-large-patch14-336",
                     "llm": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct"},
@@ -110,7 +110,7 @@ def _tiny(row: str) -> ConfigDict:
     config = ConfigDict({
         "row": row, "size": "tiny", "seed": 0,
         "model": {"preset": model, "text_tower": "tiny", "fit_vocabulary": True, "dtype": "float32",
-                  "remat": "none", "attention": "xla"},
+                  "remat": "none", "attention": "xla", "unroll": 4},
         "weights": {}, "tokenizer": "", "features": "runs/quickstart/features",
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "stages": {}})
     if row == CLIP:

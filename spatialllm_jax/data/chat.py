@@ -65,7 +65,7 @@ def _vicuna_ask(question: str, first: bool, image: bool) -> str:
 
 # What opens the first user turn, before the image.
 _HEADERS = {"llama3": "<|start_header_id|>user<|end_header_id|>\n\n", "chatml": "<|im_start|>user\n",
-            "vicuna_v1": "USER: ", "plain": ""}
+            "vicuna_v1": "USER: ", "compact": ""}
 
 TEMPLATES: dict[str, Template] = {
     # Llama 3's own headers with Vicuna's system sentence; no official LLaVA variant exists.
@@ -74,6 +74,10 @@ TEMPLATES: dict[str, Template] = {
     # SmolLM2 and other ChatML models.
     "chatml": Template("chatml", lambda s: f"<|im_start|>system\n{s}<|im_end|>\n" if s else "", _chatml_ask,
                        lambda a: f"{a}<|im_end|>", "<|im_end|>", VICUNA_SYSTEM),
+    # No roles, two marks per turn: for small models trained here from scratch, where headers would be a
+    # third of all tokens.
+    "compact": Template("compact", lambda s: f"<|begin_of_text|>{s}", lambda q, first, image: f"{q}\n",
+                        lambda a: f"{a}<|eot_id|>", "<|eot_id|>", ""),
     # LLaVA-v1.5's conversation template.
     "vicuna_v1": Template("vicuna_v1", lambda s: f"<s>{s} " if s else "<s>", _vicuna_ask,
                           lambda a: f" {a}</s>", "</s>", VICUNA_SYSTEM),

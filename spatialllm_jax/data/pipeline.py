@@ -52,14 +52,16 @@ class _ImageRef:
     image_id: str
     encoded: bytes
     marks: tuple[Region, ...]
+    store: FeatureStore | None
 
 
 class _Encode(grain.transforms.RandomMap):
     """Record -> tokenised sample (a dict of arrays), or None when nothing supervised is left."""
 
     def __init__(self, tokenizer: Tokenizer, text: samples.TextConfig, source: samples.SourceConfig,
-                 source_id: int):
+                 source_id: int, store: FeatureStore | None):
         self._tokenizer, self._text, self._source, self._source_id = tokenizer, text, source, source_id
+        self._store = store
 
     def random_map(self, element, rng: np.random.Generator):
         questions = samples.draw_questions(element, self._source, rng)
@@ -67,7 +69,7 @@ class _Encode(grain.transforms.RandomMap):
         if encoded is None:
             return None
         targets, weights = chat.next_token_targets(encoded)
-        reference = _ImageRef(element.image_id, element.image, samples.marks_of(questions))
+        reference = _ImageRef(element.image_id, element.image, samples.marks_of(questions), self._store)
         return {
             "tokens": encoded.tokens, "targets": targets, "loss_weights": weights,
             "positions": encoded.positions, "branch_ids": encoded.branch_ids,
@@ -79,8 +81,8 @@ class _Encode(grain.transforms.RandomMap):
 class _Finish(grain.transforms.Map):
     """Packed row -> arrays of a `Batch` row: segments, global patch indices, pixels or features."""
 
-    def __init__(self, rows: RowConfig, num_image_tokens: int, store: FeatureStore | None):
-        self._rows, self._tokens, self._store = rows, num_image_tokens, store
+    def __init__(self, rows: RowConfig, num_image_tokens: int, feature_shape: tuple[int, int] | None):
+        self._rows, self._tokens, self._shape = rows, num_image_tokens, feature_shape
 
     def map(self, element):
         row = {name: element[name] for name in _SEQUENCES}
@@ -91,20 +93,20 @@ class _Finish(grain.transforms.Map):
         row["image_index"] = np.where((local >= 0) & (row["segment_ids"] > 0), local + offset, -1).astype(np.int32)
         references: Sequence[_ImageRef] = element["image"]
         row["image_mask"] = np.arange(self._rows.images) < len(references)
-        if self._store is not None:
-            row["features"] = self._features(references)
+        if self._shape is not None:
+            row["features"] = self._features(references, self._shape)
         else:
             row["images"] = self._pixels(references)
         return row
 
-    def _features(self, references: Sequence[_ImageRef]) -> np.ndarray:
-        assert self._store is not None
-        out = np.zeros((self._rows.images, *self._store.shape), np.float16)
+    def _features(self, references: Sequence[_ImageRef], shape: tuple[int, int]) -> np.ndarray:
+        out = np.zeros((self._rows.images, *shape), np.float16)
         for slot, reference in enumerate(references):
             if reference.marks:
                 raise UserError("stored features cannot show drawn marks; use region style 'name' or 'text', "
                                 "or set features to ''")
-            out[slot] = self._store[reference.image_id]
+            assert reference.store is not None
+            out[slot] = reference.store[reference.image_id]
         return out
 
     def _pixels(self, references: Sequence[_ImageRef]) -> np.ndarray:
@@ -116,15 +118,17 @@ class _Finish(grain.transforms.Map):
         return out
 
 
-def num_records(source: samples.SourceConfig) -> int:
-    """Number of images in a source's split."""
-    return len(open_split(source.path, source.split))
+def _kept(element: Any) -> bool:
+    return element is not None
 
 
 def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, rows: RowConfig,
-          tokenizer: Tokenizer, *, seed: int, features: FeatureStore | None = None,
+          tokenizer: Tokenizer, *, seed: int, features: Mapping[tuple[str, str], FeatureStore] | None = None,
           process_index: int = 0, process_count: int = 1, threads: int = 2) -> grain.IterDataset:
     """An endless dataset of batches (dicts of numpy arrays) for this process.
+
+    Args:
+        features: (dataset path, split) -> stored features of its images; all sources or none.
 
     Raises:
         UserError: when a dataset is missing, empty or holds none of the wanted question types.
@@ -133,23 +137,26 @@ def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, row
         raise UserError(f"batch size {rows.batch_size} does not divide over {process_count} processes")
     if text.num_image_tokens >= rows.length:
         raise UserError(f"rows of {rows.length} tokens cannot hold the {text.num_image_tokens} tokens of an image")
+    stores = [features[source.path, source.split] for source in sources] if features else []
+    shape = stores[0].shape if stores else None
     parts, weights = [], []
     for index, source in enumerate(sources):
         records = open_split(source.path, source.split)
         if len(records) == 0:
             raise UserError(f"source {source.name!r}: {source.path} split {source.split!r} has no records")
         part = grain.MapDataset.source(records).seed(seed + 1000 * index).shuffle().repeat()
-        parts.append(part.random_map(_Encode(tokenizer, text, source, index)))
+        parts.append(part.random_map(_Encode(
+            tokenizer, text, source, index, stores[index] if stores else None)))
         weights.append(source.weight)
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
     dataset = dataset[process_index::process_count]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
-    stream = stream.filter(lambda element: element is not None)
+    stream = stream.filter(_kept)
     stream = grain.experimental.FirstFitPackIterDataset(
         stream, length_struct={**dict.fromkeys(_SEQUENCES, rows.length), "slots": rows.images},
         num_packing_bins=rows.bins, seed=seed, meta_features=("image",),
         max_sequences_per_bin=None if rows.packing else 1)
-    stream = stream.map(_Finish(rows, text.num_image_tokens, features))
+    stream = stream.map(_Finish(rows, text.num_image_tokens, shape))
     return stream.batch(rows.batch_size // process_count, drop_remainder=True)
 
 

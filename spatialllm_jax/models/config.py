@@ -235,6 +235,7 @@ class ModelConfig:
         remat: what the backward pass recomputes, a key of `models.stack.REMAT` ("none", "full", "dots").
         attention: back end of the language model's attention, a key of `models.attention.BACKENDS`.
         vision_lora, llm_lora: low-rank updates on every vision encoder, on the language model.
+        unroll: language-model layers per step of the scan; more trades compile time for speed on CPUs.
     """
 
     vision: tuple[VisionConfig, ...]
@@ -245,6 +246,7 @@ class ModelConfig:
     attention: str = "xla"
     vision_lora: LoRAConfig | None = None
     llm_lora: LoRAConfig | None = None
+    unroll: int = 1
 
     def __post_init__(self) -> None:
         names = [encoder.name for encoder in self.vision]

@@ -147,6 +147,7 @@ class Llama(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     lora: LoRAConfig | None = None
+    unroll: int = 1
 
     def setup(self) -> None:
         c = self.config
@@ -180,7 +181,7 @@ class Llama(nn.Module):
         c = self.config
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
         layers = stacked(LlamaLayer, c.depth, (nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast),
-                         self.remat, static_argnums=(6,))
+                         self.remat, static_argnums=(6,), unroll=self.unroll)
         x, (cache, every) = layers(c, self.dtype, self.attention, self.lora, states, name="layers")(
             embeddings.astype(self.dtype), (jnp.cos(angles), jnp.sin(angles)), mask, cache, cache_start,
             deterministic)

@@ -52,7 +52,7 @@ class SpatialLLM(nn.Module):
         dtype = jnp.dtype(c.dtype)
         self.vision = VisionTowers(c.vision, c.connector.grid, dtype, c.remat, c.vision_lora)
         self.connector = Connector(c.connector, tuple((v.name, v.width) for v in c.vision), c.llm.width, dtype)
-        self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora)
+        self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora, c.unroll)
 
     def encode_images(self, images: UInt8[Array, "M H W 3"], deterministic: bool = True) -> Float[Array, "M P C"]:
         """Features of all encoders, `P = connector.grid ** 2`, channels side by side (whatever the mix)."""

@@ -94,9 +94,9 @@ def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> 
     model.pop("fit_vocabulary", None)
     model.pop("text_tower", None)
     for key in model:
-        if key not in ("dtype", "remat", "attention"):
+        if key not in ("dtype", "remat", "attention", "unroll"):
             raise UserError(f"config.model has no field {key!r}; it has preset, text_tower, fit_vocabulary, dtype, "
-                            "remat, attention")
+                            "remat, attention, unroll")
     return result.replace(llm=llm, **model)
 
 
