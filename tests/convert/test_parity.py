@@ -19,7 +19,7 @@ from spatialllm_jax.models.attention import self_mask  # noqa: E402
 from spatialllm_jax.models.clip_text import CLIP, TextTower  # noqa: E402
 from spatialllm_jax.models.llama import Llama  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
-from spatialllm_jax.models.vit import ViT, normalize, sincos_positions  # noqa: E402
+from spatialllm_jax.models.vit import ViT, normalize  # noqa: E402
 
 TOLERANCE = 1e-4
 VISION = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=4)
@@ -154,12 +154,6 @@ def test_mae():
     with torch.no_grad():
         out = model(tx, noise=noise, output_hidden_states=True)
     assert_states(states(config, params, x), out.hidden_states)
-
-
-def test_mae_fixed_positions_are_those_of_transformers():
-    oracle = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")
-    expected = oracle.get_2d_sincos_pos_embed(32, 6, add_cls_token=True)
-    np.testing.assert_allclose(sincos_positions(6, 32), expected, atol=1e-6)
 
 
 LLAMA31 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,

@@ -1,0 +1,75 @@
+"""Who sees whom, and the reference back end against a loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.attention import BACKENDS, Mask, allowed, attention, self_mask
+
+SEGMENTS = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 3, 0, 0, 0]])
+BRANCHES = np.array([[0, 0, 1, 1, 2, 2, 0, 1, 0, 0], [0, 1, 2, 0, 0, 1, 0, 0, 0, 0]])
+
+
+def by_loop(q, k, v, visible):
+    """One query, one head, one key at a time, in float64."""
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, h in np.ndindex(q.shape[:3]):
+        keys = np.flatnonzero(visible[b, t])
+        if len(keys):
+            scores = np.array([q[b, t, h] @ k[b, s, h // group] for s in keys]) / np.sqrt(q.shape[-1])
+            weights = np.exp(scores - scores.max())
+            out[b, t, h] = (weights / weights.sum()) @ v[b, keys, h // group]
+    return out
+
+
+def qkv(kv_heads=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(2, 10, 4, 8)), rng.normal(size=(2, 10, kv_heads, 8)), rng.normal(size=(2, 10, kv_heads, 8)))
+
+
+def test_allowed_by_the_definition():
+    got = np.asarray(allowed(self_mask(jnp.asarray(SEGMENTS), jnp.asarray(BRANCHES))))
+    for b, t, s in np.ndindex(got.shape):
+        same = SEGMENTS[b, t] == SEGMENTS[b, s] > 0
+        branch = BRANCHES[b, s] in (0, BRANCHES[b, t])
+        assert got[b, t, s] == (same and branch and s <= t), (b, t, s)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_against_a_loop(backend, kv_heads):
+    q, k, v = qkv(kv_heads)
+    mask = self_mask(jnp.asarray(SEGMENTS), jnp.asarray(BRANCHES))
+    got = attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), mask, backend)
+    np.testing.assert_allclose(got, by_loop(q, k, v, np.asarray(allowed(mask))), atol=1e-5)
+    everything = attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), None, backend)
+    np.testing.assert_allclose(everything, by_loop(q, k, v, np.ones((2, 10, 10), bool)), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_padding_gives_zeros_and_finite_gradients(backend):
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv())
+    mask = self_mask(jnp.asarray(SEGMENTS))
+    out = attention(q, k, v, mask, backend)
+    assert not np.asarray(out)[SEGMENTS == 0].any() and np.asarray(out)[SEGMENTS > 0].any()
+    grads = jax.grad(lambda *x: (attention(*x, mask, backend) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_causality_goes_by_index_not_by_order_of_keys():
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv())
+    order = np.random.default_rng(3).permutation(10)
+    plain = self_mask(jnp.asarray(SEGMENTS), jnp.asarray(BRANCHES))
+    shuffled = plain._replace(kv_segment=plain.kv_segment[:, order], kv_branch=plain.kv_branch[:, order],
+                              kv_index=plain.kv_index[:, order])
+    assert isinstance(shuffled, Mask)
+    np.testing.assert_allclose(attention(q, k[:, order], v[:, order], shuffled), attention(q, k, v, plain), atol=1e-6)
+
+
+def test_unknown_backend_is_named():
+    q = jnp.zeros((1, 1, 1, 2))
+    with pytest.raises(UserError, match="flashy.*xla"):
+        attention(q, q, q, None, "flashy")
