@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
-from spatialllm_jax.sources.rendered import catalogue
+from spatialllm_jax.sources.rendered import catalogue, meshes
 from spatialllm_jax.sources.rendered.config import RenderConfig
 from spatialllm_jax.sources.rendered.layout import (
     TALLEST_ON_TOP,
@@ -35,11 +35,13 @@ class RenderedScene:
     Attributes:
         depth: z-depth in metres, infinite in the sky.
         instances: 0 for scenery, i + 1 for `scene.objects[i]`.
+        credits: per object the mesh it came from, its creator and licence; "" for procedural objects.
     """
 
     scene: Scene
     depth: Float[np.ndarray, "H W"]
     instances: UInt8[np.ndarray, "H W"]
+    credits: tuple[str, ...] = ()
 
 
 def _draw(config: RenderConfig, rng: np.random.Generator, setting: str, placed: Sequence[Placed],
@@ -47,6 +49,11 @@ def _draw(config: RenderConfig, rng: np.random.Generator, setting: str, placed: 
     """The next object of a scene; None when no category is left."""
     used = {thing.asset.category for thing in placed} if config.distinct_categories else set()
     names = [name for name in catalogue.names(setting, config.categories) if name not in used]
+    folder = config.mesh_folder
+    from_mesh = folder is not None and (config.assets == "sweethome3d" or (config.assets == "both"
+                                                                           and rng.random() < 0.5))
+    if from_mesh:
+        names = [name for name in names if name in meshes.categories(str(folder))]
     if on_top:
         names = [name for name in names if catalogue.CATEGORIES[name].small]
     if not names:
@@ -54,6 +61,16 @@ def _draw(config: RenderConfig, rng: np.random.Generator, setting: str, placed: 
     weights = np.array([1.0 if catalogue.CATEGORIES[name].has_front else FRONTLESS_WEIGHT for name in names])
     category = catalogue.CATEGORIES[names[rng.choice(len(names), p=weights / weights.sum())]]
     tallest = min(category.height[1], TALLEST_ON_TOP) if on_top else category.height[1]
+    if from_mesh:
+        found = meshes.choose(str(folder), config.mesh_cache, config.mesh_max_faces, category.name,
+                              tallest if on_top else None, rng)
+        if found is None:
+            return None
+        low, high = found[0].bounds
+        length, width, height = (float(v) for v in high - low)
+        front = category.has_front and category.name not in meshes.WITHOUT_FRONT
+        return Asset(category.name, found[1], front, category.carries, category.small,
+                     (length, width, height), *found[::2])
     size = (rng.uniform(*category.length), rng.uniform(*category.width),
             rng.uniform(min(category.height[0], tallest), tallest))
     colour = category.colours[rng.integers(len(category.colours))]
@@ -109,7 +126,7 @@ def render(config: RenderConfig, seed: int, index: int) -> RenderedScene:
                         view.rotation @ np.array([0.0, 0.0, -1.0]))
         scene = Scene(SceneImage(f"rendered-{seed}-{index:06d}", encoded=encoded), camera, objects, True,
                       "rendered", setting)
-        return RenderedScene(scene, depth, instances)
+        return RenderedScene(scene, depth, instances, tuple(thing.asset.credit for thing in placed))
     raise UserError(f"no scene {index} could be laid out in {ATTEMPTS} attempts with objects={config.objects}, "
                     f"min_extent={config.min_extent}, max_extent={config.max_extent}, min_visibility="
                     f"{config.min_visibility} of the render settings; ask for fewer or smaller objects")
