@@ -19,7 +19,7 @@ from launch import config as configs
 from spatialllm_jax.data import formats, generation
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.questions.config import QuestionConfig, question_config
+from spatialllm_jax.questions.config import question_config
 from spatialllm_jax.sources import sources
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "data"
@@ -63,7 +63,8 @@ def plans_of(config: Any, counts: Mapping[str, int], overrides: Mapping[str, Any
     if annotated and only is None:
         only = "train" if "train" in splits else splits[0]  # annotation files are one split already
     render = config.render.to_dict()
-    plans, ignored = [], {}
+    plans: list[generation.SplitPlan] = []
+    ignored: Mapping[str, int] = {}
     for name in splits:
         if only is not None and name != only:
             continue

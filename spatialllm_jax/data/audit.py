@@ -42,11 +42,10 @@ def audit_page(title: str, chosen: Sequence[tuple[ImageRecord, Question]], card_
         kinds[question.type] += 1
         sources[question.source] += 1
         cards.append(_card(record, question, scene, problem))
-    options = "".join(f"<option value='{html.escape(k)}'>{html.escape(k)} ({n})</option>" for k, n in sorted(kinds.items()))
-    origins = "".join(
-        f"<option value='{html.escape(k)}'>{html.escape(k)} ({n})</option>" for k, n in sorted(sources.items())
-    )
-    verdict = "every answer agrees with its numbers" if not problems else f"{problems} answers disagree with their numbers"
+    options, origins = _choices(kinds), _choices(sources)
+    verdict = "every answer agrees with its numbers"
+    if problems:
+        verdict = f"{problems} answers disagree with their numbers"
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{_STYLE}</style>
 <header><h1>{html.escape(title)}</h1>
@@ -61,6 +60,13 @@ Boxes: thick edges bound the front face, the arrow is the front (dashed where th
 <main>{"".join(cards)}</main>
 <script>const pictures = {json.dumps(pictures)};{_SCRIPT}</script></html>
 """
+
+
+def _choices(counts: Counter[str]) -> str:
+    return "".join(
+        f"<option value='{html.escape(key)}'>{html.escape(key)} ({number})</option>"
+        for key, number in sorted(counts.items())
+    )
 
 
 def write_page(path: Path, page: str) -> None:
@@ -93,12 +99,13 @@ def _card(record: ImageRecord, question: Question, scene: Scene | None, problem:
         for k, option in enumerate(question.options)
     )
     flag = f"<p class='bad'>{html.escape(problem)}</p>" if problem else ""
+    kind, source, key = (html.escape(v) for v in (question.type, question.source, question.id))
+    overlay = _overlay(record, question, scene)
     return (
-        f"<article data-type='{html.escape(question.type)}' data-source='{html.escape(question.source)}'"
-        f"{' data-bad=1' if problem else ''}>"
-        f"<div class='pic'><img data-id='{html.escape(record.image_id)}' alt=''>{_overlay(record, question, scene)}</div>"
-        f"<div class='txt'><p class='meta'>{html.escape(question.type)} · {html.escape(question.source)} · "
-        f"{html.escape(question.id)}</p>{turns}{flag}<ul>{choices}</ul><p class='num'>{html.escape(numbers)}</p></div></article>"
+        f"<article data-type='{kind}' data-source='{source}'{' data-bad=1' if problem else ''}>"
+        f"<div class='pic'><img data-id='{html.escape(record.image_id)}' alt=''>{overlay}</div>"
+        f"<div class='txt'><p class='meta'>{kind} · {source} · {key}</p>{turns}{flag}"
+        f"<ul>{choices}</ul><p class='num'>{html.escape(numbers)}</p></div></article>"
     )
 
 

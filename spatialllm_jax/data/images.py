@@ -68,7 +68,9 @@ def decode(encoded: bytes, name: str = "") -> UInt8[np.ndarray, "H W 3"]:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {name or 'without a name'} cannot be decoded ({error}); replace or remove it") from error
+        raise UserError(
+            f"image {name or 'without a name'} cannot be decoded ({error}); replace or remove it"
+        ) from error
 
 
 def image_size(encoded: bytes, name: str = "") -> tuple[int, int]:

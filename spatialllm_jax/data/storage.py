@@ -315,12 +315,16 @@ def _info(folder: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(path.read_text())
         info["splits"], info["name"]
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a dataset (no dataset_info.json); name a folder that launch.generate wrote") from None
+        raise UserError(
+            f"{folder} is not a dataset (no dataset_info.json); name a folder that launch.generate wrote"
+        ) from None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is broken ({error!r}); write the dataset again") from error
     features = folder / "features.json"
     if not features.is_file() or "questions" not in features.read_text():
-        raise UserError(f"{folder} is a TFDS dataset of another kind (no questions); name one that launch.generate wrote")
+        raise UserError(
+            f"{folder} is a TFDS dataset of another kind (no questions); name one that launch.generate wrote"
+        )
     return info
 
 

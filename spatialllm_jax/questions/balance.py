@@ -52,7 +52,8 @@ def answer_key(question: Question) -> str:
 class Balancer:
     """Decides, question by question in a fixed order, which to keep so that answers stay even.
 
-    A question is kept while its answer is ahead of the rarest one by no more than `slack` (and 5 %).
+    A question is kept while its answer is ahead of the rarest one by no more than `slack` (and 5 %); for
+    questions whose options are letters the same holds for the position of the right one.
     The outcome depends on the order of the questions alone, so it is the same for any number of workers.
     """
 
@@ -65,14 +66,20 @@ class Balancer:
         answers = BALANCED.get(question.type)
         if answers is None:
             return True
-        counts = self._counts.setdefault((family, question.type), dict.fromkeys(answers, 0))
-        answer = answer_key(question)
-        if answer not in counts:
-            return True
-        if counts[answer] >= 1.05 * min(counts.values()) + self._slack:
-            return False
-        counts[answer] += 1
+        piles = [(self._pile(family, question.type, answers), answer_key(question))]
+        if len(question.answer) == 1 and len(question.options) > 1:
+            letters = self._pile(family, f"{question.type} of {len(question.options)}", question.options)
+            piles.append((letters, question.answer))
+        for counts, key in piles:
+            if key in counts and counts[key] >= 1.05 * min(counts.values()) + self._slack:
+                return False
+        for counts, key in piles:
+            if key in counts:
+                counts[key] += 1
         return True
+
+    def _pile(self, family: str, name: str, keys: tuple[str, ...]) -> dict[str, int]:
+        return self._counts.setdefault((family, name), dict.fromkeys(keys, 0))
 
     def filter(self, questions: Iterable[Question], family: str = "") -> Iterator[Question]:
         """The questions to keep."""

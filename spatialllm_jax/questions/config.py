@@ -51,7 +51,7 @@ class QuestionConfig:
     answer_style: str = "text"
     paraphrases: int = 0
     max_per_image: int = 0
-    margins: Margins = Margins()
+    margins: Margins = dataclasses.field(default_factory=Margins)
     min_visibility: float = 0.34
     max_truncation: float = 0.33
     min_height: float = 0.05

@@ -52,11 +52,12 @@ def scene_names(scene: Scene, config: QuestionConfig) -> SceneNames:
             names.append(o.category)
         else:
             names.append(o.phrase if phrases[o.phrase] == 1 and o.phrase != o.category else None)
-    boxes = []
-    usable = []
+    boxes: list[tuple[float, float, float, float]] = []
+    usable: list[int] = []
     for i, o in enumerate(scene.objects):
         x1, y1, x2, y2 = o.bbox2d.tolist()
-        boxes.append((x1 / width, y1 / height, x2 / width, y2 / height))
+        # Rounded here, so that regions and coordinates written in texts agree to the last digit.
+        boxes.append((round(x1 / width, 4), round(y1 / height, 4), round(x2 / width, 4), round(y2 / height, 4)))
         seen = o.visibility >= config.min_visibility and o.truncation <= config.max_truncation
         if seen and y2 - y1 >= config.min_height * height and x2 > x1:
             usable.append(i)
@@ -107,6 +108,5 @@ def refer(
         else:
             where = "[" + ", ".join(f"{v:.2f}" for v in names.boxes[i]) + "]"
             references.append(Reference(f"the {phrase} at {where}", f"{phrase} at {where}"))
-        box = names.boxes[i]
-        regions.append(Region(label, (round(box[0], 4), round(box[1], 4), round(box[2], 4), round(box[3], 4)), phrase))
+        regions.append(Region(label, names.boxes[i], phrase))
     return references, tuple(regions)

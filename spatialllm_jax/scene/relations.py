@@ -105,7 +105,7 @@ def scene_arrays(scene: Scene) -> SceneArrays:
     centers: Float[np.ndarray, "n 3"] = np.array([o.box.center for o in scene.objects], float)
     rotations: Float[np.ndarray, "n 3 3"] = np.array([o.box.rotation for o in scene.objects], float)
     sizes = np.array([o.box.size for o in scene.objects], float)
-    semantic: Bool[np.ndarray, "n"] = np.array([o.has_front for o in scene.objects])
+    semantic: Bool[np.ndarray, n] = np.array([o.has_front for o in scene.objects])
     up = geometry.up_vector(scene)
     fronts = rotations[:, :, 0]
 
@@ -137,7 +137,7 @@ def scene_arrays(scene: Scene) -> SceneArrays:
     )
 
 
-def _angle(cosine: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def _angle(cosine: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 

@@ -46,6 +46,9 @@ NAMES = {
     "traffic_cone": "traffic cone",
 }
 
+# Collective classes that no question can name.
+NAMELESS = ("misc", "other", "other furniture", "furniture", "void", "otherprop", "otherstructure", "unknown")
+
 
 def has_front(source: str, category: str) -> bool:
     """Whether `category` (as `common_name` gives it) has a semantic front in `source`."""

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import rotation_y, valid_box
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
-from spatialllm_jax.sources.fronts import common_name, has_front
+from spatialllm_jax.sources.fronts import NAMELESS, common_name, has_front
 from spatialllm_jax.sources.loaded import LoadedScenes, Thresholds, camera_fault, thresholds
 
 # "occluded": fully visible, partly, largely. 3 is "unknown": such objects are left out.
@@ -93,7 +93,7 @@ def _scene(root: Path, label: Path, limits: Thresholds, ignored: Counter[str]) -
     )
 
 
-def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, 3]]:
     """(K of camera 2, shift from camera 0's frame to camera 2's). Raises UserError when there is no P2."""
     try:
         lines = path.read_text().splitlines()
@@ -110,7 +110,7 @@ def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.nda
 
 
 def parse_label(
-    line: str, shift: Float[np.ndarray, "3"], width: int, height: int, limits: Thresholds
+    line: str, shift: Float[np.ndarray, 3], width: int, height: int, limits: Thresholds
 ) -> Object3D | str:
     """One line of label_2 as an object in camera 2's frame, or why it is left out."""
     fields = line.split()
@@ -124,6 +124,8 @@ def parse_label(
     if fields[0] == "DontCare":
         return "not cared about"
     category = common_name(fields[0])
+    if category in NAMELESS:
+        return "class without a name"
     h, w, length = values[5:8]
     bottom, angle = values[8:11], values[11]
     heading = np.array([np.cos(angle), 0.0, -np.sin(angle)])

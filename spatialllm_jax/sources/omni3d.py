@@ -18,7 +18,7 @@ import numpy as np
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import valid_box
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
-from spatialllm_jax.sources.fronts import common_name, has_front
+from spatialllm_jax.sources.fronts import NAMELESS, common_name, has_front
 from spatialllm_jax.sources.loaded import LoadedScenes, Thresholds, camera_fault, inside, thresholds
 
 _SETTINGS = {"kitti": "outdoor", "nuscenes": "outdoor", "sunrgbd": "indoor", "arkitscenes": "indoor",
@@ -132,7 +132,7 @@ def _objects(
         category = "*"
         try:
             category = common_name(annotation["category_name"])
-            reason = ignore_reason(annotation, height, limits)
+            reason = "class without a name" if category in NAMELESS else ignore_reason(annotation, height, limits)
             parsed = None if reason else _object(annotation, category, source, width, height)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             reason, parsed = "malformed", None

@@ -77,7 +77,8 @@ def render_config(settings: Mapping[str, Any]) -> Any:
     for key in settings:
         if key not in known:
             raise UserError(f"render setting {key!r} is unknown; choose from {', '.join(sorted(known))}")
-    return RenderConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return RenderConfig(**values)
 
 
 def vocabulary(

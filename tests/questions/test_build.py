@@ -1,0 +1,211 @@
+"""Quotas, references, wording, balance and determinism of generated questions."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.questions import wording
+from spatialllm_jax.questions.balance import BALANCED, Balancer, answer_key
+from spatialllm_jax.questions.build import FAMILIES, generate_questions, question_rng
+from spatialllm_jax.questions.config import QuestionConfig, question_config
+from spatialllm_jax.questions.types import GENERAL_TYPES, PROBING_TYPES, SPATIAL_TYPES
+from spatialllm_jax.scene.types import Box3D
+
+CATEGORIES = ("car", "dog", "bed", "chair", "school bus", "bus", "person", "sofa")
+COLOURS = ("red", "brown", "white", "blue", "green", "black")
+ALL = (*SPATIAL_TYPES, *PROBING_TYPES, *GENERAL_TYPES)
+
+
+def config(types=ALL, quota=3, **kwargs):
+    return QuestionConfig("t", dict.fromkeys(types, quota), categories=CATEGORIES, colours=COLOURS, **kwargs)
+
+
+def ask(scene, settings, seed=0):
+    return generate_questions(scene, settings, question_rng(seed, 0))
+
+
+def test_every_type_has_a_family_and_wording():
+    assert set(FAMILIES) == set(wording.FULL) == set(wording.SHORT) == set(ALL)
+
+
+@pytest.mark.parametrize("register", ["full", "short"])
+@pytest.mark.parametrize("region", ["mark", "text", "name"])
+def test_records_are_complete(random_scene, register, region):
+    seen = set()
+    for seed in range(12):
+        scene = random_scene(seed)
+        questions = ask(scene, config(register=register, region_style=region), seed)
+        assert len({q.id for q in questions}) == len(questions)
+        counts = Counter(q.type for q in questions)
+        assert max(counts.values()) <= 6 and all(counts[k] <= 3 for k in SPATIAL_TYPES)
+        for q in questions:
+            seen.add(q.type)
+            assert q.image == scene.image.id and q.source == "handmade" and q.region_style == region
+            assert q.text and q.answer and "{" not in q.text + q.answer
+            for r in q.regions:
+                assert 0 <= r.bbox[0] < r.bbox[2] <= 1 and 0 <= r.bbox[1] < r.bbox[3] <= 1
+            if q.options:
+                assert len(set(q.options)) == len(q.options) and q.options[q.answer_index] == q.answer
+            if q.type in SPATIAL_TYPES:
+                assert q.group == SPATIAL_TYPES[q.type] and q.quantities and q.margin > 0
+                assert len(q.options) == (4 if q.type in ("facing_camera", "on_which_side") else 2)
+                for r in q.regions:
+                    assert (f"Region [{r.label}]" if register == "full" and region == "mark" else r.phrase) in q.text
+    assert seen == set(ALL)
+
+
+def test_the_paper_s_wording(random_scene):
+    settings = dataclasses.replace(config(("closer_to_camera",)), paraphrases=1)
+    question = ask(random_scene(0), settings)[0]
+    a, b = (f"the {r.phrase} in Region [{r.label}]" for r in question.regions)
+    assert question.text == (
+        "Consider the real-world 3D locations and orientations of the objects. "
+        f"Which object is closer to the viewer, {a} or {b}?"
+    )
+    assert question.answer in {f"T{x[1:]} is closer to the viewer." for x in (a, b)}
+
+
+def test_short_answers_are_bare(random_scene):
+    settings = config(SPATIAL_TYPES, register="short", region_style="name")
+    for q in ask(random_scene(2), settings):
+        allowed = {"front", "left", "back", "right", "same", "different", *(r.phrase for r in q.regions)}
+        assert q.answer in allowed and set(q.options) <= allowed
+
+
+def test_names_are_unique_in_the_image(random_scene):
+    """Two cars: "the car" names neither, "the red car" does; with a hidden car around, nothing does."""
+    scene = random_scene(3, repeat=True)
+    settings = config(SPATIAL_TYPES, region_style="name", register="short")
+    categories = Counter(o.category for o in scene.objects)
+    assert max(categories.values()) > 1
+    phrases = {r.phrase for q in ask(scene, settings) for r in q.regions}
+    assert phrases
+    for o in scene.objects:
+        if categories[o.category] > 1:
+            assert o.category not in phrases
+    hidden = dataclasses.replace(scene, hidden=tuple(categories))
+    assert ask(hidden, settings) == []
+    assert ask(dataclasses.replace(scene, hidden=("*",)), settings) == []
+    assert ask(hidden, config(SPATIAL_TYPES)) != []  # marks need no names
+
+
+def test_presence_and_count_respect_hidden_things(random_scene):
+    scene = random_scene(4)
+    absent = next(c for c in CATEGORIES if c not in {o.category for o in scene.objects})
+    hidden = dataclasses.replace(scene, hidden=(absent,))
+    settings = config(("presence", "count"), quota=20)
+    questions = ask(hidden, settings)
+    assert not any(f" {absent} " in f"{q.text} " for q in questions if q.type == "presence")
+    assert not any("objects" in q.text for q in questions)
+    assert ask(dataclasses.replace(scene, hidden=("*",)), settings) == []
+
+
+def test_unclear_objects_are_not_asked_about(random_scene):
+    scene = random_scene(5)
+    poor = dataclasses.replace(scene, objects=tuple(dataclasses.replace(o, visibility=0.1) for o in scene.objects))
+    assert ask(poor, config(SPATIAL_TYPES)) == []
+    cut = dataclasses.replace(scene, objects=tuple(dataclasses.replace(o, truncation=0.5) for o in scene.objects))
+    assert ask(cut, config(SPATIAL_TYPES)) == []
+    assert ask(dataclasses.replace(scene, objects=()), config()) == []
+
+
+def test_no_metres_without_metric_scenes(random_scene):
+    scene = dataclasses.replace(random_scene(6), metric=False)
+    kinds = {q.type for q in ask(scene, config())}
+    assert not kinds & {"depth", "distance", "location"} and "closer_to_camera" in kinds
+
+
+def test_general_questions_hold_no_3d(random_scene):
+    """The same questions come out when every 3D box is replaced by nonsense."""
+    scene = random_scene(7)
+    rng = np.random.default_rng(0)
+    nonsense = tuple(
+        dataclasses.replace(o, box=Box3D(rng.normal(size=3) * 9, rng.uniform(1, 9, 3), np.eye(3)))
+        for o in scene.objects
+    )
+    settings = config(GENERAL_TYPES, quota=5)
+    assert ask(scene, settings) == ask(dataclasses.replace(scene, objects=nonsense), settings)
+
+
+def test_determinism_and_streams(random_scene):
+    scene = random_scene(8)
+    assert ask(scene, config(), 1) == ask(scene, config(), 1) != ask(scene, config(), 2)
+    first, second = (generate_questions(scene, config(), question_rng(0, 0, k)) for k in (0, 1))
+    assert first != second
+
+
+def test_letters_are_listed_and_spread(random_scene):
+    settings = config(("facing_camera", "where", "what"), answer_style="letter")
+    letters = Counter()
+    balancer = Balancer(slack=4)
+    for seed in range(60):
+        for q in balancer.filter(ask(random_scene(seed), settings, seed)):
+            lines = [line for line in q.text.split("\n") if line[1:3] == ". "]
+            assert [line[0] for line in lines] == list(q.options) and 2 <= len(lines) <= 6
+            if q.type == "facing_camera":
+                letters[q.answer] += 1
+    assert set(letters) == set("ABCD") and max(letters.values()) <= 1.05 * min(letters.values()) + 5
+
+
+def test_labels_per_image(random_scene):
+    scene = random_scene(9)
+    boxes = {}
+    for q in ask(scene, config(SPATIAL_TYPES, region_labels="image")):
+        for r in q.regions:
+            assert boxes.setdefault(r.label, r.bbox) == r.bbox
+    assert len(boxes) > 2
+
+
+def test_balance(random_scene):
+    balancer = Balancer(slack=3)
+    settings = config(tuple(BALANCED), quota=6)
+    counts: dict[str, Counter] = {kind: Counter() for kind in BALANCED}
+    before = 0
+    for seed in range(150):
+        for q in ask(random_scene(seed), settings, seed):
+            before += 1
+            if balancer.keep(q):
+                counts[q.type][answer_key(q)] += 1
+    total = sum(sum(c.values()) for c in counts.values())
+    assert total > 0.6 * before
+    for kind, answers in BALANCED.items():
+        assert set(counts[kind]) == set(answers)
+        assert max(counts[kind].values()) <= 1.05 * min(counts[kind].values()) + 4
+
+
+def test_probing_precision():
+    assert wording.metres(0.456) == "46 centimeters"
+    assert wording.metres(3.14159) == "3.1 meters"
+    assert wording.metres(41.6) == "42 meters"
+    assert wording.metres(3.3, 0.5) == "3.5 m"
+
+
+@pytest.mark.parametrize(
+    ("noun", "expected"),
+    [("red car", "red cars"), ("bus", "buses"), ("person", "people"), ("box", "boxes"), ("sofa", "sofas"),
+     ("city", "cities"), ("boy", "boys"), ("bench", "benches")],
+)  # fmt: skip
+def test_plural(noun, expected):
+    assert wording.plural(noun) == expected
+
+
+def test_articles_and_lists():
+    assert wording.article("orange car") == "an orange car"
+    assert wording.listing(["a", "b", "c"]) == "a, b and c" and wording.listing([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"types": {"nonsense": 1}}, "nonsense"),
+        ({"types": {}, "region_style": "circle"}, "circle"),
+        ({"types": {}, "colour": "red"}, "colour"),
+        ({"types": {}, "margins": {"gap": 1}}, "gap"),
+    ],
+)
+def test_bad_settings_are_named(settings, word):
+    with pytest.raises(UserError, match=word):
+        question_config("t", settings)
