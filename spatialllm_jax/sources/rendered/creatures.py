@@ -66,81 +66,81 @@ def _leg(x: float, y: float, top: float, radius: float, colour: Colour, foot: Co
 
 def dog(length: float, width: float, height: float, colour: Colour, rng: np.random.Generator) -> Mesh:
     """A long pale muzzle with a black nose and hanging ears in front; a raised tail behind."""
-    l, w, h = length / 2, width / 2, height
+    d, w, h = length / 2, width / 2, height
     pale, dark = shade(colour, 1.7), shade(colour, 0.5)
     back = 0.66 * h
     parts = []
     for side in (-1, 1):
-        parts += _leg(0.40 * l, side * 0.55 * w, 0.50 * h, 0.045 * h, colour, pale, 0.01)
-        parts += _leg(-0.62 * l, side * 0.55 * w, 0.50 * h, 0.050 * h, colour, pale, -0.05 * h)
-    parts += [ellipsoid((-0.12 * l, 0, 0.56 * h), (0.66 * l, 0.78 * w, 0.165 * h), colour, rings=8, segments=12),
-              ellipsoid((0.30 * l, 0, 0.55 * h), (0.28 * l, 0.86 * w, 0.20 * h), colour, rings=8),
-              ellipsoid((0.44 * l, 0, 0.52 * h), (0.16 * l, 0.55 * w, 0.13 * h), pale),
-              tube((0.36 * l, 0, 0.62 * h), (0.58 * l, 0, 0.84 * h), 0.115 * h, colour, end_radius=0.10 * h),
-              tube((0.43 * l, 0, 0.70 * h), (0.46 * l, 0, 0.735 * h), 0.126 * h, (0.8, 0.1, 0.1), segments=10),
-              ellipsoid((0.62 * l, 0, 0.87 * h), (0.17 * l, 0.62 * w, 0.13 * h), colour, rings=8),
-              tube((0.66 * l, 0, 0.84 * h), (0.96 * l, 0, 0.81 * h), 0.082 * h, pale, end_radius=0.055 * h),
-              ellipsoid((0.97 * l, 0, 0.835 * h), (0.03 * l + 0.01, 0.036 * h, 0.036 * h), NOSE, 0.5),
-              tube((-0.74 * l, 0, back - 0.04 * h), (-0.97 * l, 0, 0.93 * h), 0.045 * h, colour,
+        parts += _leg(0.40 * d, side * 0.55 * w, 0.50 * h, 0.045 * h, colour, pale, 0.01)
+        parts += _leg(-0.62 * d, side * 0.55 * w, 0.50 * h, 0.050 * h, colour, pale, -0.05 * h)
+    parts += [ellipsoid((-0.12 * d, 0, 0.56 * h), (0.66 * d, 0.78 * w, 0.165 * h), colour, rings=8, segments=12),
+              ellipsoid((0.30 * d, 0, 0.55 * h), (0.28 * d, 0.86 * w, 0.20 * h), colour, rings=8),
+              ellipsoid((0.44 * d, 0, 0.52 * h), (0.16 * d, 0.55 * w, 0.13 * h), pale),
+              tube((0.36 * d, 0, 0.62 * h), (0.58 * d, 0, 0.84 * h), 0.115 * h, colour, end_radius=0.10 * h),
+              tube((0.43 * d, 0, 0.70 * h), (0.46 * d, 0, 0.735 * h), 0.126 * h, (0.8, 0.1, 0.1), segments=10),
+              ellipsoid((0.62 * d, 0, 0.87 * h), (0.17 * d, 0.62 * w, 0.13 * h), colour, rings=8),
+              tube((0.66 * d, 0, 0.84 * h), (0.96 * d, 0, 0.81 * h), 0.082 * h, pale, end_radius=0.055 * h),
+              ellipsoid((0.97 * d, 0, 0.835 * h), (0.03 * d + 0.01, 0.036 * h, 0.036 * h), NOSE, 0.5),
+              tube((-0.74 * d, 0, back - 0.04 * h), (-0.97 * d, 0, 0.93 * h), 0.045 * h, colour,
                    end_radius=0.018 * h)]
     for side in (-1, 1):
-        parts += [ellipsoid((0.56 * l, side * 0.66 * w, 0.84 * h), (0.06 * l, 0.13 * w, 0.12 * h), dark),
-                  ellipsoid((0.755 * l, side * 0.34 * w, 0.905 * h), (0.02 * h, 0.022 * h, 0.025 * h), NOSE, 0.5)]
+        parts += [ellipsoid((0.56 * d, side * 0.66 * w, 0.84 * h), (0.06 * d, 0.13 * w, 0.12 * h), dark),
+                  ellipsoid((0.755 * d, side * 0.34 * w, 0.905 * h), (0.02 * h, 0.022 * h, 0.025 * h), NOSE, 0.5)]
     return join(parts)
 
 
 def cat(length: float, width: float, height: float, colour: Colour, rng: np.random.Generator) -> Mesh:
     """A round face with a white muzzle and pointed ears in front; a long upright tail behind."""
-    l, w, h = length / 2, width / 2, height
+    d, w, h = length / 2, width / 2, height
     stripe, pale = shade(colour, 0.5), shade(colour, 1.9)
     parts = []
     for side in (-1, 1):
-        parts += _leg(0.36 * l, side * 0.52 * w, 0.42 * h, 0.045 * h, colour, _WHITE, 0.0)
-        parts += _leg(-0.52 * l, side * 0.52 * w, 0.42 * h, 0.05 * h, colour, _WHITE, -0.05 * h)
-    parts += [ellipsoid((-0.10 * l, 0, 0.47 * h), (0.60 * l, 0.85 * w, 0.17 * h), colour, rings=8, segments=12),
-              ellipsoid((0.62 * l, 0, 0.72 * h), (0.24 * l, 0.92 * w, 0.17 * h), colour, rings=8, segments=12),
-              tube((0.32 * l, 0, 0.50 * h), (0.56 * l, 0, 0.66 * h), 0.12 * h, colour, segments=8),
-              ellipsoid((0.80 * l, 0, 0.675 * h), (0.09 * l, 0.45 * w, 0.07 * h), _WHITE),
-              ellipsoid((0.90 * l, 0, 0.70 * h), (0.03 * l, 0.14 * w, 0.022 * h), (0.85, 0.4, 0.45)),
-              ellipsoid((0.46 * l, 0, 0.42 * h), (0.10 * l, 0.50 * w, 0.10 * h), pale),
-              tube((-0.64 * l, 0, 0.52 * h), (-0.92 * l, 0, 0.72 * h), 0.042 * h, colour),
-              tube((-0.92 * l, 0, 0.72 * h), (-0.88 * l, 0, 1.0 * h), 0.040 * h, stripe, end_radius=0.025 * h)]
+        parts += _leg(0.36 * d, side * 0.52 * w, 0.42 * h, 0.045 * h, colour, _WHITE, 0.0)
+        parts += _leg(-0.52 * d, side * 0.52 * w, 0.42 * h, 0.05 * h, colour, _WHITE, -0.05 * h)
+    parts += [ellipsoid((-0.10 * d, 0, 0.47 * h), (0.60 * d, 0.85 * w, 0.17 * h), colour, rings=8, segments=12),
+              ellipsoid((0.62 * d, 0, 0.72 * h), (0.24 * d, 0.92 * w, 0.17 * h), colour, rings=8, segments=12),
+              tube((0.32 * d, 0, 0.50 * h), (0.56 * d, 0, 0.66 * h), 0.12 * h, colour, segments=8),
+              ellipsoid((0.80 * d, 0, 0.675 * h), (0.09 * d, 0.45 * w, 0.07 * h), _WHITE),
+              ellipsoid((0.90 * d, 0, 0.70 * h), (0.03 * d, 0.14 * w, 0.022 * h), (0.85, 0.4, 0.45)),
+              ellipsoid((0.46 * d, 0, 0.42 * h), (0.10 * d, 0.50 * w, 0.10 * h), pale),
+              tube((-0.64 * d, 0, 0.52 * h), (-0.92 * d, 0, 0.72 * h), 0.042 * h, colour),
+              tube((-0.92 * d, 0, 0.72 * h), (-0.88 * d, 0, 1.0 * h), 0.040 * h, stripe, end_radius=0.025 * h)]
     for x in (-0.4, -0.15, 0.1):
-        parts.append(ellipsoid((x * l, 0, 0.52 * h), (0.045 * l, 0.80 * w, 0.135 * h), stripe))
+        parts.append(ellipsoid((x * d, 0, 0.52 * h), (0.045 * d, 0.80 * w, 0.135 * h), stripe))
     for side in (-1, 1):
-        parts += [tube((0.58 * l, side * 0.52 * w, 0.83 * h), (0.60 * l, side * 0.66 * w, 0.97 * h), 0.055 * h,
+        parts += [tube((0.58 * d, side * 0.52 * w, 0.83 * h), (0.60 * d, side * 0.66 * w, 0.97 * h), 0.055 * h,
                        colour, end_radius=0.004, segments=6),
-                  ellipsoid((0.815 * l, side * 0.40 * w, 0.765 * h), (0.03 * l, 0.14 * w, 0.030 * h), (0.35, 0.8, 0.2),
+                  ellipsoid((0.815 * d, side * 0.40 * w, 0.765 * h), (0.03 * d, 0.14 * w, 0.030 * h), (0.35, 0.8, 0.2),
                             -0.3),
-                  ellipsoid((0.838 * l, side * 0.40 * w, 0.765 * h), (0.02 * l, 0.05 * w, 0.024 * h), NOSE)]
+                  ellipsoid((0.838 * d, side * 0.40 * w, 0.765 * h), (0.02 * d, 0.05 * w, 0.024 * h), NOSE)]
     return join(parts)
 
 
 def horse(length: float, width: float, height: float, colour: Colour, rng: np.random.Generator) -> Mesh:
     """A raised neck with a dark mane and a long head with a white blaze in front; a hanging tail behind."""
-    l, w, h = length / 2, width / 2, height
+    d, w, h = length / 2, width / 2, height
     mane = shade(colour, 0.35) if float(np.mean(colour)) > 0.25 else np.array((0.55, 0.50, 0.42))
     hoof = DARK
     parts = []
     for side in (-1, 1):
-        parts += _leg(0.36 * l, side * 0.52 * w, 0.48 * h, 0.034 * h, colour, hoof, 0.0)
-        parts += _leg(-0.66 * l, side * 0.52 * w, 0.48 * h, 0.036 * h, colour, hoof, -0.03 * h)
-    parts += [ellipsoid((-0.16 * l, 0, 0.54 * h), (0.66 * l, 0.94 * w, 0.135 * h), colour, rings=8, segments=12),
-              ellipsoid((-0.58 * l, 0, 0.56 * h), (0.26 * l, w, 0.15 * h), colour, rings=8),
-              ellipsoid((0.34 * l, 0, 0.54 * h), (0.24 * l, 0.94 * w, 0.15 * h), colour, rings=8),
-              tube((0.34 * l, 0, 0.58 * h), (0.66 * l, 0, 0.90 * h), 0.105 * h, colour, end_radius=0.062 * h),
-              tube((0.60 * l, 0, 0.915 * h), (0.95 * l, 0, 0.74 * h), 0.066 * h, colour, end_radius=0.042 * h),
-              ellipsoid((0.95 * l, 0, 0.735 * h), (0.05 * l, 0.20 * w + 0.01, 0.038 * h), shade(colour, 0.55)),
-              tube((0.74 * l, 0, 0.905 * h), (0.93 * l, 0, 0.795 * h), 0.022 * h, _WHITE, segments=6),
-              tube((-0.80 * l, 0, 0.63 * h), (-0.94 * l, 0, 0.55 * h), 0.03 * h, mane),
-              tube((-0.94 * l, 0, 0.56 * h), (-0.95 * l, 0, 0.22 * h), 0.042 * h, mane, end_radius=0.02 * h)]
+        parts += _leg(0.36 * d, side * 0.52 * w, 0.48 * h, 0.034 * h, colour, hoof, 0.0)
+        parts += _leg(-0.66 * d, side * 0.52 * w, 0.48 * h, 0.036 * h, colour, hoof, -0.03 * h)
+    parts += [ellipsoid((-0.16 * d, 0, 0.54 * h), (0.66 * d, 0.94 * w, 0.135 * h), colour, rings=8, segments=12),
+              ellipsoid((-0.58 * d, 0, 0.56 * h), (0.26 * d, w, 0.15 * h), colour, rings=8),
+              ellipsoid((0.34 * d, 0, 0.54 * h), (0.24 * d, 0.94 * w, 0.15 * h), colour, rings=8),
+              tube((0.34 * d, 0, 0.58 * h), (0.66 * d, 0, 0.90 * h), 0.105 * h, colour, end_radius=0.062 * h),
+              tube((0.60 * d, 0, 0.915 * h), (0.95 * d, 0, 0.74 * h), 0.066 * h, colour, end_radius=0.042 * h),
+              ellipsoid((0.95 * d, 0, 0.735 * h), (0.05 * d, 0.20 * w + 0.01, 0.038 * h), shade(colour, 0.55)),
+              tube((0.74 * d, 0, 0.905 * h), (0.93 * d, 0, 0.795 * h), 0.022 * h, _WHITE, segments=6),
+              tube((-0.80 * d, 0, 0.63 * h), (-0.94 * d, 0, 0.55 * h), 0.03 * h, mane),
+              tube((-0.94 * d, 0, 0.56 * h), (-0.95 * d, 0, 0.22 * h), 0.042 * h, mane, end_radius=0.02 * h)]
     for t in np.linspace(0.05, 0.95, 6):
-        parts.append(ellipsoid(((0.24 + 0.30 * t) * l, 0, (0.66 + 0.30 * t) * h), (0.065 * l, 0.09 * w + 0.01,
+        parts.append(ellipsoid(((0.24 + 0.30 * t) * d, 0, (0.66 + 0.30 * t) * h), (0.065 * d, 0.09 * w + 0.01,
                                0.06 * h), mane, tilt=-0.6))
     for side in (-1, 1):
-        parts += [tube((0.58 * l, side * 0.13 * w, 0.94 * h), (0.585 * l, side * 0.17 * w, h), 0.022 * h, colour,
+        parts += [tube((0.58 * d, side * 0.13 * w, 0.94 * h), (0.585 * d, side * 0.17 * w, h), 0.022 * h, colour,
                        end_radius=0.004, segments=6),
-                  ellipsoid((0.72 * l, side * 0.215 * w, 0.885 * h), (0.022 * l, 0.03 * w, 0.013 * h), NOSE, 0.6)]
+                  ellipsoid((0.72 * d, side * 0.215 * w, 0.885 * h), (0.022 * d, 0.03 * w, 0.013 * h), NOSE, 0.6)]
     return join(parts)
 
 

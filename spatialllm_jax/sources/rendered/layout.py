@@ -52,13 +52,13 @@ class Placed:
     """
 
     asset: Asset
-    position: Float[np.ndarray, "3"]
+    position: Float[np.ndarray, " 3"]
     yaw: float
     support: int | None = None
     pedestal: float = 0.0
 
     @property
-    def half(self) -> Float[np.ndarray, "2"]:
+    def half(self) -> Float[np.ndarray, " 2"]:
         """Half length and half width."""
         return np.array(self.asset.size[:2]) / 2
 
@@ -92,7 +92,7 @@ def _corners(positions: Float[np.ndarray, "K 3"], yaws: Float[np.ndarray, " K"],
     return positions[:, None] + turned
 
 
-def apart(positions: Float[np.ndarray, "K 2"], yaw: Float[np.ndarray, " K"], half: Float[np.ndarray, "2"],
+def apart(positions: Float[np.ndarray, "K 2"], yaw: Float[np.ndarray, " K"], half: Float[np.ndarray, " 2"],
           other: Placed, margin: float) -> Bool[np.ndarray, " K"]:
     """Whether rectangles are at least `margin` apart along one of the four separating axes."""
     between = positions - other.position[:2]
@@ -112,18 +112,18 @@ def projected_boxes(view: View, corners: Float[np.ndarray, "K 8 3"]) -> tuple[Fl
                                                                               Bool[np.ndarray, " K"]]:
     """x1, y1, x2, y2 around projected corners, and whether all of them lie in front of the camera."""
     pixels, depth = view.project(corners)
-    return np.concatenate([pixels.min(1), pixels.max(1)], 1), (depth > 0.4).all(1)
+    return np.concatenate([pixels.min(1), pixels.max(1)], 1), np.all(depth > 0.4, axis=1)
 
 
 def _clip(boxes: Float[np.ndarray, "... 4"], size: int) -> Float[np.ndarray, "... 4"]:
     return np.clip(boxes, 0, size)
 
 
-def _area(boxes: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, "..."]:
+def _area(boxes: Float[np.ndarray, "... 4"]) -> Float[np.ndarray, " ..."]:
     return np.prod(np.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
-def outside_share(boxes: Float[np.ndarray, "... 4"], size: int) -> Float[np.ndarray, "..."]:
+def outside_share(boxes: Float[np.ndarray, "... 4"], size: int) -> Float[np.ndarray, " ..."]:
     """Share of each 2D box that lies outside a square image."""
     return 1 - _area(_clip(boxes, size)) / np.maximum(_area(boxes), 1e-9)
 
@@ -171,7 +171,7 @@ def _from_others(rng: np.random.Generator, asset: Asset, yaw: float, placed: Seq
         other = fronted[rng.integers(len(fronted))]
         direction, sign = other.yaw + jitter, 1.0
     else:
-        other = placed[rng.integers(len(placed))]
+        other = placed[int(rng.integers(len(placed)))]
         direction, sign = yaw + jitter, -1.0
     near = other.half.max() + max(asset.size[:2]) / 2
     away = near + rng.uniform(0.05, 1.0, CANDIDATES) ** 1.5 * (2.0 + 1.5 * near)
@@ -191,7 +191,7 @@ def _on_top(rng: np.random.Generator, asset: Asset, yaws: Float[np.ndarray, " K"
     cos, sin = np.cos(support.yaw), np.sin(support.yaw)
     offset = local @ np.array([[cos, sin], [-sin, cos]])
     top = support.position[2] + support.asset.size[2]
-    fits = (reach <= support.half + 0.12).all(1)
+    fits = np.all(reach <= support.half + 0.12, axis=1)
     return np.concatenate([support.position[:2] + offset, np.full((CANDIDATES, 1), top)], 1), fits
 
 

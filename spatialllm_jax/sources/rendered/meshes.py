@@ -153,7 +153,7 @@ def models(folder: str) -> tuple[Model, ...]:
     return tuple(model for file in files for model in _library(file))
 
 
-def _colour(material: Any) -> tuple[Float[np.ndarray, "3"], float]:
+def _colour(material: Any) -> tuple[Float[np.ndarray, " 3"], float]:
     """A material's mean colour (sRGB) and gloss."""
     image = getattr(material, "image", None)
     if image is not None:
@@ -175,7 +175,7 @@ def _read(model: Model) -> Mesh:
     content = files[model.path[len(here):]]
     resolver = trimesh.resolvers.ZipResolver({name: trimesh.util.wrap_as_stream(data)
                                               for name, data in files.items()})
-    scene = trimesh.load(trimesh.util.wrap_as_stream(content), file_type="obj", resolver=resolver, process=False,
+    scene: Any = trimesh.load(trimesh.util.wrap_as_stream(content), file_type="obj", resolver=resolver, process=False,
                          force="scene", split_object=False, group_material=True)
     # OBJ (x, y up, z front) -> builder (front, left, up) = (z, x, y).
     turn = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]]) @ np.array(model.rotation).reshape(3, 3)
@@ -202,7 +202,10 @@ def _cache_file(model: Model, cache: str) -> Path:
 
 @functools.lru_cache(maxsize=512)
 def load(model: Model, cache: str | None, max_faces: int) -> tuple[Mesh, str] | None:
-    """The mesh at its catalogue size and its colour's name; None when it has more than `max_faces` faces or cannot be parsed."""
+    """The mesh at its catalogue size and its colour's name.
+
+    None when it has more than `max_faces` faces or cannot be parsed.
+    """
     file = _cache_file(model, cache) if cache else None
     if file is not None and file.exists():
         with np.load(file) as data:
@@ -229,7 +232,7 @@ _HUES = ((14, "red"), (46, "orange"), (70, "yellow"), (165, "green"), (255, "blu
          (342, "pink"), (361, "red"))       # upper ends in degrees
 
 
-def _name(colour: Float[np.ndarray, "3"]) -> str:
+def _name(colour: Float[np.ndarray, " 3"]) -> str:
     """The word for an sRGB colour; muted or dark orange is brown, pale red is pink."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(float(v) for v in np.clip(colour, 0, 1)))
     if value < 0.2:

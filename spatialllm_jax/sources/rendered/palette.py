@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -35,13 +36,13 @@ HAIR = ((0.08, 0.06, 0.05), (0.30, 0.17, 0.08), (0.75, 0.58, 0.28), (0.45, 0.43,
 NOSE = (0.04, 0.03, 0.03)
 
 
-def shade(colour: Float[np.ndarray, "3"], factor: float) -> Float[np.ndarray, "3"]:
+def shade(colour: Sequence[float] | np.ndarray, factor: float) -> Float[np.ndarray, " 3"]:
     """A darker (factor < 1) or lighter (> 1: towards white) version of a colour."""
     base = np.asarray(colour, np.float64)
     return base * factor if factor <= 1 else 1 - (1 - base) / factor
 
 
-def vary(name: str, rng: np.random.Generator) -> Float[np.ndarray, "3"]:
+def vary(name: str, rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
     """A shade of a named colour that still deserves the name."""
     hue, saturation, value = colorsys.rgb_to_hsv(*NAMED[name])
     value = float(np.clip(value * rng.uniform(0.88, 1.06), 0, 1))

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-Point = Sequence[float]
-Colour = Sequence[float]
+Point = Sequence[float] | np.ndarray
+Colour = Sequence[float] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Mesh:
     faces: Int[np.ndarray, "F 3"]
 
     @property
-    def bounds(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    def bounds(self) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
         """Smallest and largest corner."""
         return self.vertices.min(0), self.vertices.max(0)
 

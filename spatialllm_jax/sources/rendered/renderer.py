@@ -1,7 +1,7 @@
 """Draws a list of triangles with moderngl: colour with shadows, z-depth, instance ids, objects alone.
 
-World frame: +x right, +y ahead, +z up, metres. One context and one set of buffers per image size and
-process; everything of a scene sits in one vertex buffer and a pass is at most two draw calls.
+World frame: +x right, +y ahead, +z up, metres. One context per process and one set of buffers per
+image size; everything of a scene sits in one vertex buffer and a pass is at most two draw calls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class View:
         intrinsics: K in pixels.
     """
 
-    position: Float[np.ndarray, "3"]
+    position: Float[np.ndarray, " 3"]
     rotation: Float[np.ndarray, "3 3"]
     intrinsics: Float[np.ndarray, "3 3"]
 
@@ -42,7 +42,7 @@ class View:
         return (points - self.position) @ self.rotation.T
 
     def project(self, points: Float[np.ndarray, "... 3"]) -> tuple[Float[np.ndarray, "... 2"],
-                                                                    Float[np.ndarray, "..."]]:
+                                                                    Float[np.ndarray, " ..."]]:
         """Pixels and z-depth of world points; pixels mean nothing where the depth is not positive."""
         camera = self.to_camera(points)
         depth = camera[..., 2]
@@ -71,11 +71,11 @@ class Drawing:
     object_faces: int
     caster_faces: int
     closed: bool
-    light: Float[np.ndarray, "3"]
-    light_center: Float[np.ndarray, "3"]
+    light: Float[np.ndarray, " 3"]
+    light_center: Float[np.ndarray, " 3"]
     light_radius: float
     uniforms: dict[str, Any]
-    sky: tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
+    sky: tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,27 +129,36 @@ def _light_projection(light: np.ndarray, center: np.ndarray, radius: float) -> n
     return scale @ _rigid(rotation, center)
 
 
-def _context() -> Any:
+def _open() -> Any:
     try:
         import moderngl
     except ImportError:
         raise UserError("rendering needs the package moderngl, which is not installed; "
                         'run: pip install "spatialllm-jax[render]"') from None
     try:
-        return moderngl.create_context(standalone=True, require=330, backend="egl")
+        options: dict[str, Any] = {"backend": "egl"}
+        return moderngl.create_context(standalone=True, require=330, **options)
     except Exception as error:  # glcontext raises plain Exception for a missing library or display
         raise UserError(f"no OpenGL could be opened through EGL ({error}); on Debian or Ubuntu install the "
                         "packages libegl1 libgl1-mesa-dri") from None
 
 
+@functools.cache
+def _context() -> tuple[Any, int]:
+    """The process's only context (several would have to be switched by hand), and the process."""
+    context = _open()
+    context.front_face = "cw"       # row 0 on top mirrors the picture, and with it the winding
+    return context, os.getpid()
+
+
 class Renderer:
-    """One context with its buffers, for square pictures of one size. Not for use across threads."""
+    """Buffers and programs for square pictures of one size. Not for use across threads."""
 
     def __init__(self, size: int, samples: int) -> None:
         import moderngl
 
         self.size = size
-        ctx = self.ctx = _context()
+        ctx = self.ctx = _context()[0]
         self._programs = {
             "colour": ctx.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.COLOUR_FRAGMENT.replace(
                 "SHADOW_BIAS", "0.0015")),
@@ -180,9 +189,11 @@ class Renderer:
         self._blend_max = moderngl.MAX
         self._depth_test, self._blend = moderngl.DEPTH_TEST, moderngl.BLEND
         self._cull_face = moderngl.CULL_FACE
-        ctx.front_face = "cw"       # row 0 on top mirrors the picture, and with it the winding
         self._strip = moderngl.TRIANGLE_STRIP
         self._capacity = (0, 0)
+        self._vertices: Any = None
+        self._faces: Any = None
+        self._arrays: dict[str, Any] = {}
 
     def _reserve(self, vertex_bytes: int, face_bytes: int) -> None:
         """Grows the buffers when a scene needs more than the largest so far."""
@@ -283,12 +294,17 @@ class Renderer:
         return np.frombuffer(data, np.uint8).reshape(self.size, self.size, 3)
 
 
-@functools.lru_cache(maxsize=4)
-def _renderer(size: int, samples: int, process: int) -> Renderer:
+@functools.cache
+def _renderer(size: int, samples: int) -> Renderer:
     return Renderer(size, samples)
 
 
 def renderer(size: int, samples: int) -> Renderer:
-    """The process's renderer for pictures of `size` pixels. Raises UserError without moderngl or OpenGL."""
-    # Keyed by process: a context does not survive a fork.
-    return _renderer(size, samples, os.getpid())
+    """The process's renderer for pictures of `size` pixels.
+
+    Raises UserError without moderngl or OpenGL, and in a process forked after rendering began.
+    """
+    if _context()[1] != os.getpid():
+        raise UserError("rendering has begun before this process was forked, and OpenGL does not survive a "
+                        'fork; start worker processes with multiprocessing\'s "spawn" or "forkserver"')
+    return _renderer(size, samples)

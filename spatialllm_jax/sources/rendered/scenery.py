@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spatialllm_jax.sources.rendered.layout import Placed
-from spatialllm_jax.sources.rendered.primitives import box, join, rotate, rotation_z
+from spatialllm_jax.sources.rendered.primitives import Colour, box, join, rotate, rotation_z
 from spatialllm_jax.sources.rendered.renderer import Drawing, View, interleave
 
 _FLOORS = (
@@ -42,11 +42,11 @@ class _Surroundings:
     light: np.ndarray
 
 
-def _unit(azimuth: float, elevation: float) -> Float[np.ndarray, "3"]:
+def _unit(azimuth: float, elevation: float) -> Float[np.ndarray, " 3"]:
     return np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
 
 
-def _quad(corners: Float[np.ndarray, "4 3"], colour: Sequence[float], material: str, gloss: float = 0.0
+def _quad(corners: Float[np.ndarray, "4 3"], colour: Colour, material: str, gloss: float = 0.0
           ) -> tuple[Float[np.ndarray, "4 12"], Int[np.ndarray, "2 3"]]:
     """One flat rectangle, corners in order."""
     normal = np.cross(corners[1] - corners[0], corners[3] - corners[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -91,7 +92,7 @@ def _object(thing: Placed, view: View, size: int, visibility: float) -> Object3D
         thing.asset.category, f"{thing.asset.colour} {thing.asset.category}",
         Box3D(view.to_camera(thing.position + np.array([0, 0, height / 2])), np.array([length, height, width]),
               view.rotation @ axes),
-        np.clip(box, 0, size), thing.asset.has_front, visibility, float(max(outside_share(box, size), 0.0)),
+        np.clip(box, 0, size), thing.asset.has_front, visibility, max(float(outside_share(box, size)), 0.0),
         {"colour": thing.asset.colour})
 
 
@@ -107,8 +108,7 @@ def render(config: RenderConfig, seed: int, index: int) -> RenderedScene:
         setting = config.settings[rng.integers(len(config.settings))]
         count = int(rng.integers(config.objects[0], config.objects[1] + 1))
         view = sample_view(config, rng, setting)
-        placed = place(config, view, setting, count, rng,
-                       lambda done, on_top, setting=setting: _draw(config, rng, setting, done, on_top))
+        placed = place(config, view, setting, count, rng, functools.partial(_draw, config, rng, setting))
         if placed is None:
             continue
         drawing = compose(rng, view, placed, setting)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from spatialllm_jax.sources.rendered.palette import DARK, shade
@@ -23,7 +25,7 @@ def traffic_cone(length: float, width: float, height: float, colour: Colour, rng
     r, h = min(length, width) / 2, height
     parts = [box((-r, -r, 0), (r, r, 0.05 * h), DARK)]
     levels = (0.05, 0.32, 0.50, 0.62, 0.78, 1.0)
-    for k, (low, high) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for k, (low, high) in enumerate(itertools.pairwise(levels)):
         radius = [0.72 * r * (1 - 0.88 * (z - 0.05) / 0.95) for z in (low, high)]
         parts.append(tube((0, 0, low * h), (0, 0, high * h), radius[0], (0.97, 0.97, 0.95) if k % 2 else colour,
                           end_radius=radius[1], segments=16))
