@@ -158,7 +158,9 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeddings of token ids."""
-        return constrain(jnp.take(self.embedding, tokens, axis=0).astype(self.dtype), ("batch", None, None))
+        # Whole rows first: looking up rows split over "fsdp" makes the partitioner replicate the result.
+        table = constrain(self.embedding.astype(self.dtype), ("vocab", None))
+        return constrain(jnp.take(table, tokens, axis=0), ("batch", None, None))
 
     @nn.compact
     def __call__(
@@ -187,7 +189,7 @@ class Llama(nn.Module):
             deterministic)
         if states:
             return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
-        return self.norm(x), cache
+        return constrain(self.norm(x), ("batch", None, None)), cache
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of normed hidden states, in float32."""

@@ -27,7 +27,7 @@ def by_loop(q, k, v, visible):
 
 def qkv(kv_heads=2, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(2, 10, 4, 8)), rng.normal(size=(2, 10, kv_heads, 8)), rng.normal(size=(2, 10, kv_heads, 8)))
+    return tuple(rng.normal(size=(2, 10, heads, 8)) for heads in (4, kv_heads, kv_heads))
 
 
 def test_allowed_by_the_definition():
@@ -71,5 +71,5 @@ def test_causality_goes_by_index_not_by_order_of_keys():
 
 def test_unknown_backend_is_named():
     q = jnp.zeros((1, 1, 1, 2))
-    with pytest.raises(UserError, match="flashy.*xla"):
+    with pytest.raises(UserError, match=r"flashy.*xla"):
         attention(q, q, q, None, "flashy")

@@ -1,0 +1,136 @@
+"""The sharding table: complete, exclusive, and without effect on results."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.clip_text import abstract_clip
+from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig
+from spatialllm_jax.models.presets import CLIP_PRESETS, PRESETS, clip_preset, preset
+from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
+from spatialllm_jax.parallel.mesh import batch_sharding, local_batch_size, make_mesh, replicated, shard_batch
+from spatialllm_jax.parallel.rules import (
+    PARAMETERS,
+    constrain,
+    logical_axes,
+    param_shardings,
+    partition_spec,
+    path_string,
+    state_shardings,
+)
+
+EVERY_LORA = LoRAConfig(4, 8.0)
+eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices (XLA_FLAGS, set by tests/conftest.py)")
+
+
+def every_tree():
+    """Every preset, with and without LoRA on everything, and the connectors and encoders no preset has."""
+    for name in PRESETS:
+        config = preset(name)
+        yield name, abstract_params(config)
+        yield f"{name} + LoRA", abstract_params(config.replace(vision_lora=EVERY_LORA, llm_lora=EVERY_LORA))
+    nano = preset("nano")
+    for mix in ("interleave", "sum"):
+        yield mix, abstract_params(nano.replace(connector=ConnectorConfig(mix=mix, grid=4, layers=3)))
+    giant = dataclasses.replace(nano.vision[1], swiglu=True, num_registers=4)
+    yield "swiglu + registers", abstract_params(nano.replace(vision=(giant,), vision_lora=EVERY_LORA))
+    for name in CLIP_PRESETS:
+        yield f"clip {name}", abstract_clip(dataclasses.replace(clip_preset(name), vision_lora=EVERY_LORA))
+
+
+def test_every_parameter_matches_one_row_and_every_row_a_parameter():
+    used = Counter()
+    for name, tree in every_tree():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            axes = logical_axes(path_string(path))    # raises unless exactly one row matches
+            assert len(axes) == leaf.ndim, (name, path_string(path))
+            partition_spec(leaf.shape, axes, {"data": 2, "fsdp": 2, "tensor": 2}, path_string(path))
+            used[axes] += 1
+    assert set(used) == {axes for _, axes in PARAMETERS}
+
+
+def test_8b_is_split_to_the_last_large_array():
+    """On 64 devices nothing of a million entries or more stays whole."""
+    mesh_shape = {"data": 1, "fsdp": 16, "tensor": 4}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(preset("spatialllm_8b"))):
+        spec = partition_spec(leaf.shape, logical_axes(path_string(path)), mesh_shape, path_string(path))
+        assert leaf.size < 1e6 or any(spec), path_string(path)
+
+
+def test_errors_name_the_parameter():
+    with pytest.raises(UserError, match=r"llm/layers/novel/kernel matches no row"):
+        logical_axes("llm/layers/novel/kernel")
+    with pytest.raises(UserError, match=r"a/b matches 2 rows"):
+        logical_axes("a/b", ((r"a/.", ()), (r"./b", ())))
+    with pytest.raises(UserError, match=r"a/b.*'tensor'.*'heads'.*'mlp'"):
+        partition_spec((8, 8), ("heads", "mlp"), {"tensor": 2}, "a/b")
+    with pytest.raises(UserError, match=r"a/b has shape \(8,\)"):
+        partition_spec((8,), ("heads", "mlp"), {"tensor": 2}, "a/b")
+    with pytest.raises(UserError, match=r"a/b: logical axis 'wings'"):
+        partition_spec((8,), ("wings",), {"tensor": 2}, "a/b")
+
+
+def test_axes_that_do_not_divide_stay_whole():
+    assert partition_spec((6, 8), ("embed", "heads"), {"fsdp": 4, "tensor": 2}) == P(None, "tensor")
+    assert partition_spec((8,), ("batch",), {"data": 2, "fsdp": 2}) == P(("data", "fsdp"))
+
+
+def test_constrain_without_a_mesh_is_the_identity():
+    x = jnp.ones((4, 2))
+    assert constrain(x, ("batch", None)) is x
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    count = len(jax.devices())
+    assert dict(make_mesh().shape) == {"data": count, "fsdp": 1, "tensor": 1}
+    with pytest.raises(UserError, match=r"data=3.*devices"):
+        make_mesh(3, 5, 1)
+    with pytest.raises(UserError, match="one may be -1"):
+        make_mesh(-1, -1, 1)
+    with pytest.raises(UserError, match="batch size 7"):
+        local_batch_size(7, make_mesh(devices=jax.devices()[:1]) if count == 1 else make_mesh())
+
+
+@eight
+def test_optimizer_moments_follow_their_parameters():
+    params = abstract_params(preset("nano"))
+    mesh = make_mesh(2, 2, 2)
+    state = jax.eval_shape(optax.adamw(1e-3).init, params)
+    shardings = state_shardings(state, params, mesh)
+    expected = param_shardings(params, mesh)
+    assert jax.tree.leaves(shardings[0].mu) == jax.tree.leaves(expected) == jax.tree.leaves(shardings[0].nu)
+    assert shardings[0].count == replicated(mesh)
+
+
+@eight
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_sharded_forward_equals_single(shape, capfd):
+    config = preset("nano")
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, abstract_params(config))
+    tokens = rng.integers(0, 64, (8, 12))
+    batch = dict(tokens=tokens, positions=np.tile(np.arange(12), (8, 1)), segment_ids=np.ones_like(tokens),
+                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 8], (8, 1)),
+                 images=rng.integers(0, 256, (8, 1, 16, 16, 3), dtype=np.uint8))
+
+    def forward(params, batch):
+        return SpatialLLM(config).apply({"params": params}, **batch)
+
+    expected = jax.jit(forward)(params, batch)
+    mesh = make_mesh(*shape)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, param_shardings(params, mesh))
+        kernel = placed["llm"]["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[2])
+        # A function of its own: without the mesh it was traced without constraints.
+        out = jax.jit(lambda *x: forward(*x))(placed, shard_batch(batch, mesh))
+    assert out.sharding.is_equivalent_to(batch_sharding(mesh), out.ndim)
+    np.testing.assert_allclose(out, expected, atol=5e-5)
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
