@@ -104,8 +104,12 @@ def render(config: RenderConfig, seed: int, index: int) -> RenderedScene:
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, index]))
     draw = renderer(config.image_size, config.samples)
+    # The setting is drawn once, so that the harder one to lay out is not the rarer; one without enough
+    # categories is never drawn.
+    least = config.objects[0] if config.distinct_categories else 1
+    settings = [name for name in config.settings if len(catalogue.names(name, config.categories)) >= least]
+    setting = settings[rng.integers(len(settings))] if settings else config.settings[0]
     for _ in range(ATTEMPTS):
-        setting = config.settings[rng.integers(len(config.settings))]
         count = int(rng.integers(config.objects[0], config.objects[1] + 1))
         view = sample_view(config, rng, setting)
         placed = place(config, view, setting, count, rng, functools.partial(_draw, config, rng, setting))
