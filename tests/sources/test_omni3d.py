@@ -178,4 +178,6 @@ def test_fronts_agree_with_what_one_sees():
     assert near(azimuths("kitti_000001", "truck")[0], 180)  # drives ahead of us
     assert near(azimuths("kitti_000001", "car")[0], 0)  # comes towards us
     assert near(azimuths("sunrgbd_000017", "bed")[0], 0)  # its foot towards us
-    assert near(azimuths("nuscenes_cam_back", "bus")[0], 180)
+    parked = azimuths("kitti_000008", "car")
+    assert [near(a, t) for a, t in zip(parked, (0, 180, 0, 180), strict=True)] == [True] * 4
+    assert all(near(a, 180) for a in azimuths("nuscenes_cam_front", "car"))  # the queue ahead of us
