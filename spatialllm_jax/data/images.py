@@ -144,17 +144,20 @@ def draw_regions(image: UInt8[np.ndarray, "H W 3"], regions: Sequence[Region]) -
     draw = ImageDraw.Draw(picture)
     line = max(2, round(min(width, height) / 140))
     font = _font(max(12, round(min(width, height) / 17)))
-    taken: list[tuple[float, float, float, float]] = []
+    sides = np.array([width, height, width, height])
+    others = [tuple((np.array(region.bbox) * sides).tolist()) for region in regions]
+    taken: list[tuple[float, ...]] = []
     for position, region in enumerate(regions):
         number = int(region.label) if region.label.isdigit() else position
         colour = REGION_COLOURS[number % len(REGION_COLOURS)]
-        x1, y1, x2, y2 = np.array(region.bbox) * [width, height, width, height]
+        x1, y1, x2, y2 = others[position]
         x1, y1 = max(0, round(x1)), max(0, round(y1))
         x2, y2 = min(width - 1, round(x2)), min(height - 1, round(y2))
         draw.rectangle((x1, y1, max(x2, x1), max(y2, y1)), outline=colour, width=line)
         left, top, right, bottom = draw.textbbox((0, 0), region.label, font=font)
         tag_width, tag_height = right - left + 2 * line + 2, bottom - top + 2 * line + 2
-        tag = _tag_place((x1, y1, x2, y2), tag_width, tag_height, width, height, taken)
+        rivals = others[:position] + others[position + 1 :]
+        tag = _tag_place((x1, y1, x2, y2), tag_width, tag_height, width, height, taken, rivals)
         taken.append((*tag, tag[0] + tag_width, tag[1] + tag_height))
         draw.rectangle((*tag, tag[0] + tag_width, tag[1] + tag_height), fill=colour)
         ink = (0, 0, 0) if sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11), strict=True)) > 150 else (255,) * 3
@@ -168,20 +171,31 @@ def _tag_place(
     height: float,
     image_width: int,
     image_height: int,
-    taken: list[tuple[float, float, float, float]],
+    tags: list[tuple[float, ...]],
+    boxes: list[tuple[float, ...]],
 ) -> tuple[float, float]:
-    """Where a tag goes: a corner of its box, inside the image and off the other tags if one is free."""
+    """Where a tag goes: the corner of its box, inside the image, that covers least of other tags and boxes."""
     x1, y1, x2, y2 = box
     corners = [(x1, y1 - height), (x1, y1), (x2 - width, y1), (x2 - width, y2 - height), (x1, y2 - height), (x1, y2)]
     places = [
         (min(max(x, 0), image_width - 1 - width), min(max(y, 0), image_height - 1 - height)) for x, y in corners
     ]
-    for x, y in places:
-        if all(x >= t[2] or x + width <= t[0] or y >= t[3] or y + height <= t[1] for t in taken):
-            return x, y
-    return places[0]
+
+    def covered(place: tuple[float, float], others: list[tuple[float, ...]]) -> float:
+        x, y = place
+        return sum(
+            max(0.0, min(x + width, o[2]) - max(x, o[0])) * max(0.0, min(y + height, o[3]) - max(y, o[1]))
+            for o in others
+        )
+
+    return min(places, key=lambda place: 4 * covered(place, tags) + covered(place, boxes))
 
 
 @functools.lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def blank(size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """A picture without content, CLIP's mean colour all over: what blind baselines see."""
+    return np.full((size, size, 3), MEAN_COLOUR, np.uint8)

@@ -47,8 +47,8 @@ def back_project(
 
 
 def clip_segment(
-    start: Float[np.ndarray, 3], end: Float[np.ndarray, 3], near: float = 0.05
-) -> tuple[Float[np.ndarray, 3], Float[np.ndarray, 3]] | None:
+    start: Float[np.ndarray, "3"], end: Float[np.ndarray, "3"], near: float = 0.05
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]] | None:
     """The part of a segment with z >= `near`, or None when all of it lies behind."""
     if start[2] < near and end[2] < near:
         return None
@@ -58,7 +58,7 @@ def clip_segment(
     return start, end
 
 
-def projected_bbox(box: Box3D, camera: Camera, clip: bool = True) -> Float[np.ndarray, 4] | None:
+def projected_bbox(box: Box3D, camera: Camera, clip: bool = True) -> Float[np.ndarray, "4"] | None:
     """Tight 2D box x1, y1, x2, y2 (pixels) of the projected 3D box; None when it is out of view.
 
     Edges that cross the image plane are cut at z = 5 cm first, so a box beside the camera does not
@@ -91,7 +91,7 @@ def truncation_of(box: Box3D, camera: Camera) -> float:
     return float(1.0 - (inside[2] - inside[0]) * (inside[3] - inside[1]) / max(area, 1e-9))
 
 
-def up_vector(scene: Scene) -> Float[np.ndarray, 3]:
+def up_vector(scene: Scene) -> Float[np.ndarray, "3"]:
     """Unit vector against gravity in the camera frame.
 
     Falls back on the mean of the objects' own up axes, then on the camera's -y (DESIGN: horizontal is
@@ -108,7 +108,7 @@ def up_vector(scene: Scene) -> Float[np.ndarray, 3]:
     return np.array([0.0, -1.0, 0.0])
 
 
-def rotation_between(a: Float[np.ndarray, 3], b: Float[np.ndarray, 3]) -> Float[np.ndarray, "3 3"]:
+def rotation_between(a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """The smallest rotation that takes unit vector `a` to unit vector `b` (Rodrigues).
 
     For opposite vectors any perpendicular axis serves; the one nearest to +y is taken.
@@ -143,7 +143,7 @@ def viewpoint(box: Box3D) -> tuple[float, float, float]:
 
 
 def rotation_from_viewpoint(
-    azimuth: float, elevation: float, theta: float, center: Float[np.ndarray, 3]
+    azimuth: float, elevation: float, theta: float, center: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "3 3"]:
     """`Box3D.rotation` of an object at `center` seen at these angles; the inverse of `viewpoint`."""
     ray = np.asarray(center, float) / np.linalg.norm(center)
@@ -162,7 +162,7 @@ def _view_rotation(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]
     return np.stack([right, down, -to_camera])
 
 
-def rotation_y(heading: Float[np.ndarray, 3], up: Float[np.ndarray, 3]) -> Float[np.ndarray, "3 3"]:
+def rotation_y(heading: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """Rotation of an upright object whose front is `heading`, made orthogonal to `up` first."""
     front = heading - (heading @ up) * up
     front = front / np.linalg.norm(front)
@@ -180,7 +180,7 @@ def valid_box(box: Box3D) -> str | None:
     return None
 
 
-def bbox_iou(a: Float[np.ndarray, 4], b: Float[np.ndarray, 4]) -> float:
+def bbox_iou(a: Float[np.ndarray, "4"], b: Float[np.ndarray, "4"]) -> float:
     """Intersection over union of two 2D boxes x1, y1, x2, y2."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

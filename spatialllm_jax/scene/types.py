@@ -29,7 +29,7 @@ class Camera:
     width: int
     height: int
     intrinsics: Float[np.ndarray, "3 3"]
-    gravity: Float[np.ndarray, 3] | None = None
+    gravity: Float[np.ndarray, "3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Box3D:
         rotation: columns are the object's axes in the camera frame: front, down, left.
     """
 
-    center: Float[np.ndarray, 3]
-    size: Float[np.ndarray, 3]
+    center: Float[np.ndarray, "3"]
+    size: Float[np.ndarray, "3"]
     rotation: Float[np.ndarray, "3 3"]
 
 
@@ -65,7 +65,7 @@ class Object3D:
     category: str
     phrase: str
     box: Box3D
-    bbox2d: Float[np.ndarray, 4]
+    bbox2d: Float[np.ndarray, "4"]
     has_front: bool
     visibility: float = 1.0
     truncation: float = 0.0

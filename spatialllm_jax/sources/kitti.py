@@ -93,7 +93,7 @@ def _scene(root: Path, label: Path, limits: Thresholds, ignored: Counter[str]) -
     )
 
 
-def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, 3]]:
+def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
     """(K of camera 2, shift from camera 0's frame to camera 2's). Raises UserError when there is no P2."""
     try:
         lines = path.read_text().splitlines()
@@ -110,7 +110,7 @@ def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.nda
 
 
 def parse_label(
-    line: str, shift: Float[np.ndarray, 3], width: int, height: int, limits: Thresholds
+    line: str, shift: Float[np.ndarray, "3"], width: int, height: int, limits: Thresholds
 ) -> Object3D | str:
     """One line of label_2 as an object in camera 2's frame, or why it is left out."""
     fields = line.split()

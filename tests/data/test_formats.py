@@ -15,7 +15,8 @@ from spatialllm_jax.questions.types import Question, Region
 
 
 def question(k, style="name", labels=("0", "1"), shift=0.0, letter=False):
-    regions = tuple(Region(x, (0.1 + shift + 0.3 * i, 0.2, 0.3 + shift + 0.3 * i, 0.9), "car") for i, x in enumerate(labels))
+    lefts = [0.1 + shift + 0.3 * i for i in range(len(labels))]
+    regions = tuple(Region(x, (left, 0.2, left + 0.2, 0.9), "car") for x, left in zip(labels, lefts, strict=True))
     text, options = f"Which {k}?", ("the first", "the second")
     if letter:
         text, options = f"Which {k}?\nA. the first\nB. the second\nAnswer with a letter.", ("A", "B")

@@ -80,7 +80,7 @@ def test_regions_are_drawn_where_they_are():
     assert (image == 128).all()  # the original is untouched
     for number, region in enumerate(regions):
         ys, xs = np.nonzero((drawn == images.REGION_COLOURS[number]).all(-1))
-        x1, y1, x2, y2 = np.array(region.bbox) * 168
+        x1, _, x2, y2 = np.array(region.bbox) * 168
         assert abs(xs.min() - x1) <= 1 and abs(xs.max() - x2) <= 1 and abs(ys.max() - y2) <= 1
     inside = drawn[60:90, 30:70]
     assert (inside == 128).all()  # the object stays visible

@@ -22,11 +22,8 @@ class Corners:
 
     def __init__(self, obj):
         signs = [(-1, -1, -1), (1, -1, -1), (1, 1, -1), (-1, 1, -1), (-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)]
-        half = obj.box.size / 2
-        self.points = np.array([
-            obj.box.center + sum(s * h * obj.box.rotation[:, k] for k, (s, h) in enumerate(zip(sign, half, strict=True)))
-            for sign in signs
-        ])  # fmt: skip
+        axes = [obj.box.rotation[:, k] * obj.box.size[k] / 2 for k in range(3)]
+        self.points = np.array([obj.box.center + sum(s * a for s, a in zip(sign, axes, strict=True)) for sign in signs])
         self.center = self.points.mean(0)
         self.front = self.face(1, 2, 5, 6)
         self.left = self.face(4, 5, 6, 7)

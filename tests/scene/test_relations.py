@@ -83,7 +83,8 @@ def test_facing_object():
     assert answer(verdict) == "first" and verdict.quantities["angle_second"] == pytest.approx(180)
     assert answer(relations.facing_object(arrays, 0, 2, 1, M)) == "second"
     assert relations.facing_object(arrays, 0, 1, 3, M) is None  # both ahead
-    assert relations.facing_object(scene(item(0, 0, 5, RIGHT, False), item(3, 0, 5), item(-3, 0, 5)), 0, 1, 2, M) is None
+    frontless = scene(item(0, 0, 5, RIGHT, False), item(3, 0, 5), item(-3, 0, 5))
+    assert relations.facing_object(frontless, 0, 1, 2, M) is None
 
 
 def test_same_direction():
@@ -203,9 +204,9 @@ def near_a_margin(arrays, key):
 def test_mirroring_swaps_left_and_right(seed):
     """Mirrored at the plane x = 0: the object's own left becomes its right; all else stays."""
     objects = random_objects(seed)
-    flip = np.diag([-1.0, 1, 1])
+    flip, own = np.diag([-1.0, 1, 1]), np.diag([1, 1, -1.0])
     mirrored = [
-        dataclasses.replace(o, box=Box3D(flip @ o.box.center, o.box.size, flip @ o.box.rotation @ np.diag([1, 1, -1.0])))
+        dataclasses.replace(o, box=Box3D(flip @ o.box.center, o.box.size, flip @ o.box.rotation @ own))
         for o in objects
     ]
     swap = {"left": "right", "right": "left"}

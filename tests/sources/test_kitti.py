@@ -38,7 +38,7 @@ def test_frames(folder):
     car = kitti.load(folder(CAR)).scenes[0].objects[0]
     # K [I | t] = P2: t_z = 0.01, t_x = (70 - 600 t_z) / 700, t_y = (-7 - 180 t_z) / 700.
     shift = np.array([(70 - 6) / 700, (-7 - 1.8) / 700, 0.01])
-    np.testing.assert_allclose(car.box.center, [1.0, 1.6 - 0.75, 20.0] + shift, atol=1e-12)
+    np.testing.assert_allclose(car.box.center, np.array([1.0, 1.6 - 0.75, 20.0]) + shift, atol=1e-12)
     assert car.box.size.tolist() == [4.0, 1.5, 1.6]
     np.testing.assert_allclose(car.box.rotation[:, 0], [np.cos(0.5), 0, -np.sin(0.5)], atol=1e-12)
     np.testing.assert_allclose(car.box.rotation[:, 1], [0, 1, 0], atol=1e-12)
@@ -81,13 +81,13 @@ def test_bad_folders(folder, tmp_path):
     root = folder(CAR)
     calibration = root / "training/calib/000000.txt"
     calibration.write_text("P2: 1 2 3\n")
-    with pytest.raises(UserError, match="P2 in .* is not a camera"):
+    with pytest.raises(UserError, match=r"P2 in .* is not a camera"):
         kitti.load(root)
     calibration.write_text("P0: 1 2 3\n")
     with pytest.raises(UserError, match="no line P2"):
         kitti.load(root)
     calibration.unlink()
-    with pytest.raises(UserError, match="calibration .* is missing"):
+    with pytest.raises(UserError, match=r"calibration .* is missing"):
         kitti.load(root)
     (root / "training/image_2/000000.png").write_bytes(b"no picture")
     calibration.write_text("P2: 700 0 600 70 0 700 180 -7 0 0 1 0.01\n")

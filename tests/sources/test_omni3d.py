@@ -14,7 +14,7 @@ from spatialllm_jax.sources import omni3d
 from spatialllm_jax.sources.fronts import FRONTS, has_front
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "real3d" / "real3d.json"
-needs_real = pytest.mark.skipif(not REAL.is_file(), reason="real annotated photographs (../shared/data/real3d) are absent")
+needs_real = pytest.mark.skipif(not REAL.is_file(), reason="real photographs (../shared/data/real3d) are absent")
 
 ANNOTATION = {
     "id": 0, "image_id": 7, "category_name": "car", "valid3D": True, "behind_camera": False,
