@@ -6,6 +6,7 @@ A run is resumed by the same command.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from absl import logging
 
 from launch import cli
 from launch import config as configs
+from spatialllm_jax.errors import UserError
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -22,11 +24,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--config", required=True, metavar="FILE[:ROW]",
                         help="e.g. configs/roadmap.py:align_in166k; override with --config.key=value")
     parser.add_argument("--workdir", help="folder of the run (default: runs/ROW-SIZE)")
+    parser.add_argument("--cores", help="CPU cores to stay on, e.g. 0 or 0,1 (Linux)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     plain, overrides = configs.split_arguments(argv)
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
     workdir = Path(args.workdir or f"runs/{config.row}-{config.size}")
+    if args.cores:
+        _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
     # Imported late: bad flags must not wait for JAX.
     from spatialllm_jax.training.run import train_row
@@ -39,6 +44,16 @@ def main(argv: list[str]) -> dict[str, Any]:
             print(f"{name}: step {metrics['step']} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f}")
     print(f"model: {summary['model']}")
     return summary
+
+
+def _pin(cores: str) -> None:
+    """Keeps this process on some cores; before JAX starts, so that it makes as many threads."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("--cores needs Linux; leave it out here")
+    try:
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    except (ValueError, OSError):
+        raise UserError(f"--cores {cores}: give numbers of cores of this machine, such as 0 or 0,1") from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_LETTER = re.compile(r"^\W*(?:option\s+|answer\s*(?:is)?\s*:?\s*)?\(?([a-z])\)?(?:[\s.:,)].*)?$", re.IGNORECASE | re.DOTALL)
+_LETTER = re.compile(r"^\W*(?:option\s+|answer\s*(?:is)?\s*:?\s*)?\(?([a-z])\)?(?:[\s.:,)].*)?$",
+                     re.IGNORECASE | re.DOTALL)
 _SAID = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Za-z])\)?(?=$|[\s.,;:)])", re.IGNORECASE)
 _MARKED = re.compile(r"\(([A-Za-z])\)")
 
@@ -41,7 +42,8 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
         rest = _plain(answer.strip()[answer.strip().find(alone.group(1)) + 1:])
         if index < len(options) and (not rest or rest == plain[index] or plain[index] in rest):
             return index
-    found = {index for index, option in enumerate(plain) if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)}
+    found = {index for index, option in enumerate(plain)
+             if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)}
     # An option inside a longer one that was named ("left" in "top left") does not count by itself.
     found = {i for i in found if not any(j != i and j in found and plain[i] in plain[j] and
                                          len(plain[j]) > len(plain[i]) for j in found)}

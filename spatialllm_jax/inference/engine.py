@@ -174,5 +174,5 @@ def load_engine(folder: str | Path, *, batch_size: int = 16,
     except (OSError, json.JSONDecodeError, TypeError):
         raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
     model = SpatialLLM(config)
-    return Engine(model, traverse_util.unflatten_dict(store.load_params(folder), sep="/"), tokenizers.load(folder), settings, batch_size,
-                  features)
+    params = traverse_util.unflatten_dict(store.load_params(folder), sep="/")
+    return Engine(model, params, tokenizers.load(folder), settings, batch_size, features)

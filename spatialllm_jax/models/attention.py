@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatialllm_jax.errors import UserError
 
-
 _FLOOR = -1e30
 
 

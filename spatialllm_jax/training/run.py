@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,10 +13,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from spatialllm_jax.data import images, pipeline
+from spatialllm_jax.data import pipeline
 from spatialllm_jax.data import tokenizer as tokenizers
-from spatialllm_jax.data.features import FeatureStore
-from spatialllm_jax.data.features import build as build_features
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
@@ -31,6 +28,7 @@ from spatialllm_jax.parallel.mesh import make_mesh
 from spatialllm_jax.parallel.rules import param_shardings
 from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
+from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import run_stage
 from spatialllm_jax.training.objectives import Contrastive, NextToken
 from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
@@ -82,6 +80,27 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: 
             summary["stages"][stage.name] = last
     summary["model"] = str(workdir / stages[-1].name / MODEL)
     return summary
+
+
+def prepare_features(config: Mapping[str, Any], *, show_progress: bool = True) -> None:
+    """Computes the frozen features that a row's stages will read, so that several rows can start at once.
+
+    For rows whose encoders come from `config["weights"]` and train in no stage.
+    """
+    stages = [stage_config(name, tree) for name, tree in config["stages"].items()]
+    model = preset(config["model"]["preset"]).replace(dtype=config["model"]["dtype"])
+    found: Flat = {}
+    for encoder in model.vision:
+        prefix = f"vision/{encoder.name}"
+        folder = config["weights"].get(prefix)
+        if not folder:
+            raise UserError(f"config.weights has no folder for {prefix}; features of random weights are not kept")
+        found.update(store.load_params(folder, prefix))
+    for stage in stages:
+        if stage.stored_features:
+            stored_features(model, found, [(source.path, source.split) for source in stage.sources],
+                            image_size=stage.rows.image_size, resize=stage.rows.resize,
+                            folder=config["features"], show_progress=show_progress)
 
 
 def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ModelConfig:
@@ -154,8 +173,10 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     stores = None
     if stage.stored_features:
         assert isinstance(parts.config, ModelConfig)
-        stores = stored_features(parts.config, params, stage.sources, stage.rows, config["features"],
-                                 show_progress=show_progress)
+        stores = stored_features(
+            parts.config, params, [(source.path, source.split) for source in stage.sources],
+            image_size=stage.rows.image_size, resize=stage.rows.resize, folder=config["features"],
+            show_progress=show_progress)
         # The encoders' work is done: the step needs neither them nor their memory.
         frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
     tx = optimizer.build(stage.optimizer, stage.steps)
@@ -193,40 +214,6 @@ def _place(state: Any, shardings: Flat, mesh: jax.sharding.Mesh) -> Any:
         return jax.device_put(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(target, state)
-
-
-def stored_features(model: ModelConfig, params: Mapping[str, jax.Array], sources: tuple[SourceConfig, ...],
-                    rows: pipeline.RowConfig, folder: str, *, show_progress: bool = True,
-                    ) -> dict[tuple[str, str], FeatureStore]:
-    """(dataset path, split) -> features of its images by the frozen encoders, computed where missing."""
-    vision = {path: leaf for path, leaf in params.items() if path.startswith("vision/")}
-    key = features_key(model, vision, rows)
-    module = SpatialLLM(model)
-    encode = jax.jit(lambda tree, pixels: module.apply({"params": tree}, pixels, method="encode_images"))
-    tree = unflatten(vision)
-    result = {}
-    for path, name in sorted({(source.path, source.split) for source in sources}):
-        records = open_split(path, name)
-        ids = records.image_ids()
-
-        def load(index: int, records=records) -> np.ndarray:
-            record = records[index]
-            return images.load(record.image, rows.image_size, resize=rows.resize, name=record.image_id)
-
-        target = Path(folder) / key[:16] / f"{Path(path).name}-{name}"
-        result[path, name] = build_features(target, key, ids, load, lambda pixels: encode(tree, pixels),
-                                            show_progress=show_progress)
-    return result
-
-
-def features_key(model: ModelConfig, vision: Mapping[str, jax.Array], rows: pipeline.RowConfig) -> str:
-    """A digest of everything stored features depend on: weights, encoder configs, grid, resolution."""
-    digest = hashlib.sha256(json.dumps([store.config_to_json(model.vision), model.connector.grid, model.dtype,
-                                        rows.image_size, rows.resize], sort_keys=True).encode())
-    for path in sorted(vision):
-        digest.update(path.encode())
-        digest.update(np.asarray(vision[path]).tobytes())
-    return digest.hexdigest()
 
 
 def _store_config(config: Mapping[str, Any], workdir: Path) -> None:
