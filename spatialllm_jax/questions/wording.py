@@ -203,11 +203,9 @@ _IRREGULAR = {"person": "people", "bus": "buses", "sheep": "sheep", "child": "ch
 
 
 def choose(kind: str, register: str, paraphrases: int, rng: np.random.Generator) -> Template:
-    """A (question, answer) template of a type; short answers are "{x}".
+    """A (question, answer) template of a type, among its first `paraphrases` (0 = all) wordings.
 
-    Raises:
-        UserError: when more paraphrases are asked for than the table has is not an error; an unknown
-            type is.
+    Short answers are "{x}". Raises UserError for a type without wording.
     """
     table: tuple[Template, ...]
     if kind not in FULL:
