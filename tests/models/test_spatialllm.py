@@ -24,9 +24,21 @@ NANO = preset("nano")
 N = NANO.connector.num_tokens
 
 
+def filled(config, params, seed=0):
+    """`params` completed for `config` (LoRA, say): missing leaves are random, none zero, so that all matter."""
+    rng, flat = np.random.default_rng(seed), flatten_dict(params)
+
+    def random(leaf):
+        fan_in = leaf.shape[-2] if leaf.ndim > 1 else 25
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return unflatten_dict({path: flat[path] if path in flat else random(leaf)
+                           for path, leaf in flatten_dict(abstract_params(config)).items()})
+
+
 @pytest.fixture(scope="module")
 def params():
-    return init_params(NANO, jax.random.key(0))
+    return filled(NANO, {})
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +165,6 @@ def test_cache_equals_no_cache(params, features):
         got.append(hidden)
     assert cache.length == slots
     np.testing.assert_allclose(np.concatenate(got, axis=1), expected[:, :20], atol=2e-5)
-
-
-def filled(config, params, seed=0):
-    """`params` for a configuration with LoRA: the new leaves random, B included, so that they matter."""
-    rng, flat = np.random.default_rng(seed), flatten_dict(params)
-    return unflatten_dict({path: flat[path] if path in flat else rng.normal(size=leaf.shape).astype(np.float32) * 0.2
-                           for path, leaf in flatten_dict(abstract_params(config)).items()})
 
 
 @pytest.fixture(scope="module")
@@ -295,11 +300,16 @@ def test_bfloat16_stays_close(params, features):
     assert np.abs(np.asarray(half, np.float32) - full)[inputs["segment_ids"] > 0].mean() < 0.05
 
 
-def test_same_key_same_parameters(params):
-    again = init_params(NANO, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, params, again)
-    other = init_params(NANO, jax.random.key(1))
-    assert np.abs(np.asarray(other["llm"]["embedding"] - params["llm"]["embedding"])).max() > 0
+def test_same_key_same_parameters():
+    """And they are of the size that keeps activations of order one."""
+    config = preset("nano_clip")
+    first, again, other = (init_params(config, jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert jax.tree.map(lambda x: x.shape, first) == jax.tree.map(lambda x: x.shape, abstract_params(config))
+    kernel = first["llm"]["layers"]["mlp"]["up"]["kernel"]
+    assert np.abs(np.asarray(kernel - other["llm"]["layers"]["mlp"]["up"]["kernel"])).max() > 0
+    assert 0.9 < np.std(kernel) * np.sqrt(32) < 1.1
+    assert 0.4 < np.std(first["llm"]["layers"]["mlp"]["down"]["kernel"]) * np.sqrt(64) < 0.6    # sqrt(1 / 2 depth)
 
 
 def test_abstract_8b_in_two_seconds():
