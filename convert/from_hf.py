@@ -9,6 +9,7 @@ becomes {"vision": {NAME: ...}}, a decoder {"llm": ...}. Nothing is ever unpickl
 
 from __future__ import annotations
 
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,14 +71,13 @@ def placed(params: Params, config: Config) -> Params:
     return {"llm": params} if isinstance(config, LlamaConfig) else params
 
 
-def _write_tokenizer(source: Path, folder: Path) -> bool:
-    if kind_of(source) == "gguf":
+def _tokenizer_files(source: Path) -> dict[str, bytes]:
+    """Name -> content of the tokenizer that comes with `source`, if any."""
+    if kind_of(source) != "gguf":
+        return {name: (source / name).read_bytes() for name in _TOKENIZER_FILES if (source / name).is_file()}
+    with tempfile.TemporaryDirectory() as folder:
         llama_gguf.save_tokenizer(source, folder)
-        return True
-    files = [source / name for name in _TOKENIZER_FILES if source.is_dir() and (source / name).is_file()]
-    for file in files:
-        (folder / file.name).write_bytes(file.read_bytes())
-    return bool(files)
+        return {name: (Path(folder) / name).read_bytes() for name in _TOKENIZER_FILES}
 
 
 def main(argv: list[str]) -> Mapping[str, Any]:
@@ -95,12 +95,14 @@ def main(argv: list[str]) -> Mapping[str, Any]:
         if not isinstance(config, VisionConfig):
             raise UserError(f"--name is for a single vision encoder, but {args.source} is a {family_of(config)} model")
         config = replace(config, name=args.name)
+    tokenizer = _tokenizer_files(args.source)
     store.save_model(args.out, config, jax.tree.map(jnp.asarray, placed(params, config)))
-    tokenizer = _write_tokenizer(args.source, args.out)
+    for name, content in tokenizer.items():
+        (args.out / name).write_bytes(content)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{args.source}: {family_of(config)}, {count / 1e6:.1f}M parameters -> {args.out}"
           + (" (with tokenizer)" if tokenizer else ""))
-    return {"out": str(args.out), "family": family_of(config), "parameters": count, "tokenizer": tokenizer}
+    return {"out": str(args.out), "family": family_of(config), "parameters": count, "tokenizer": bool(tokenizer)}
 
 
 if __name__ == "__main__":
