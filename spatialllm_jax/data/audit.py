@@ -34,7 +34,7 @@ def audit_page(title: str, chosen: Sequence[tuple[ImageRecord, Question]], card_
     problems = 0
     for record, question in chosen:
         if record.image_id not in pictures:
-            pictures[record.image_id] = _data_url(record)
+            pictures[record.image_id] = picture_url(record)
             scenes[record.image_id] = scene_from_json(record.scene) if record.scene else None
         scene = scenes[record.image_id]
         problem = recheck(question, scene)
@@ -77,7 +77,8 @@ def write_page(path: Path, page: str) -> None:
     partial.replace(path)
 
 
-def _data_url(record: ImageRecord) -> str:
+def picture_url(record: ImageRecord) -> str:
+    """The record's picture as a data URL, at most 720 pixels wide."""
     image = Image.fromarray(decode(record.image, record.image_id))
     if image.width > _WIDTH:
         image = image.resize((_WIDTH, round(image.height * _WIDTH / image.width)), Image.Resampling.LANCZOS)
@@ -100,16 +101,16 @@ def _card(record: ImageRecord, question: Question, scene: Scene | None, problem:
     )
     flag = f"<p class='bad'>{html.escape(problem)}</p>" if problem else ""
     kind, source, key = (html.escape(v) for v in (question.type, question.source, question.id))
-    overlay = _overlay(record, question, scene)
+    drawing = overlay(record, question, scene)
     return (
         f"<article data-type='{kind}' data-source='{source}'{' data-bad=1' if problem else ''}>"
-        f"<div class='pic'><img data-id='{html.escape(record.image_id)}' alt=''>{overlay}</div>"
+        f"<div class='pic'><img data-id='{html.escape(record.image_id)}' alt=''>{drawing}</div>"
         f"<div class='txt'><p class='meta'>{kind} · {source} · {key}</p>{turns}{flag}"
         f"<ul>{choices}</ul><p class='num'>{html.escape(numbers)}</p></div></article>"
     )
 
 
-def _overlay(record: ImageRecord, question: Question, scene: Scene | None) -> str:
+def overlay(record: ImageRecord, question: Question, scene: Scene | None) -> str:
     """SVG in the picture's own pixels: regions, projected boxes and fronts."""
     unit = record.width / _WIDTH * 1.6
     parts = []
