@@ -16,7 +16,7 @@ from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import report_parts as parts
 from spatialllm_jax.evaluation.report_style import SCRIPT, STYLE
-from spatialllm_jax.questions.types import Question
+from spatialllm_jax.questions.types import SPATIAL_TYPES, Question
 from spatialllm_jax.scene.serialize import scene_from_json
 
 FILE = "report.html"
@@ -224,6 +224,7 @@ def _samples(folder: Path, rows: Mapping[str, str]) -> str:
             if all(question.id in found for found in predictions.values()):
                 by_type.setdefault(question.type, []).append((record, question))
     cards, spent, pictures = [], 0, set()
+    by_type = {name: by_type[name] for name in sorted(by_type, key=_place)}
     chosen = [_spread(items, predictions) for items in by_type.values()]
     # Types in turn, so that a full page has cut short none of them.
     for record, question in (item for turn in itertools.zip_longest(*chosen) for item in turn if item):
@@ -236,8 +237,7 @@ def _samples(folder: Path, rows: Mapping[str, str]) -> str:
                                       labels)))
     if not cards:
         return ""
-    order = {name: k for k, name in enumerate(by_type)}
-    cards.sort(key=lambda card: order[card[0].type])
+    cards.sort(key=lambda card: _place(card[0].type))
     colours = _colours(labels)
     chips = _chips("type", {"": "all types", **{name: name.replace("_", " ") for name in by_type}})
     verdicts = {"": "right or wrong", "right": f"right {labels[main]}", "wrong": f"wrong {labels[main]}"}
@@ -251,6 +251,11 @@ def _samples(folder: Path, rows: Mapping[str, str]) -> str:
             f"<div class='note'><span id='shown'></span></div></div>"
             f"{parts.legend({colours[row]: label for row, label in labels.items()}, chance=False)}"
             f"<div class='cards'>{''.join(card for _, card in cards)}</div>")
+
+
+def _place(kind: str) -> int:
+    """Where a type stands in the benchmark's order."""
+    return [*SPATIAL_TYPES, kind].index(kind)
 
 
 def _colours(rows: Mapping[str, str]) -> dict[str, str]:

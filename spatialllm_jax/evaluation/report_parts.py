@@ -26,8 +26,8 @@ def words(name: str) -> str:
 
 
 def percent(share: float) -> str:
-    """"71.3 %"."""
-    return f"{100 * share:.1f} %"
+    """"71.3 %", unbroken at line ends."""
+    return f"{100 * share:.1f}\u202f%"
 
 
 def legend(names: Mapping[str, str], chance: bool = True) -> str:

@@ -32,7 +32,7 @@ tr.type td:first-child{padding-left:16px}
 .key{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13.5px;color:var(--soft);margin:8px 0 12px}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px;vertical-align:-1px}
 .key i.tick{width:0;height:13px;border-left:2px dashed var(--chance);border-radius:0}
-.bars{display:grid;grid-template-columns:minmax(110px,max-content) 1fr;gap:6px 14px;align-items:center;font-size:14px;
+.bars{display:grid;grid-template-columns:minmax(110px,max-content) 1fr;gap:11px 14px;align-items:center;font-size:14px;
 margin:10px 0 16px}
 .bars .name{line-height:1.25}.bars small{display:block;color:var(--soft);font-size:12px}
 .tracks{display:grid;gap:3px;min-width:0}
@@ -46,7 +46,7 @@ margin:10px 0 16px}
 .track s{position:absolute;left:100%;top:50%;transform:translateY(-50%);padding-left:8px;text-decoration:none;
 white-space:nowrap;font-size:13px}
 .big .track s{font-size:15px;font-weight:600}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:18px 26px;margin-top:14px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:22px 36px;margin-top:14px}
 figure{margin:0}figcaption{font-size:13.5px;color:var(--soft);margin-bottom:4px}
 .plot{width:100%;height:auto;display:block}.plot text{fill:var(--soft);font-size:11.5px;font-family:inherit}
 .plot .axis{stroke:var(--line)}.plot .stage{stroke:var(--soft);stroke-dasharray:2 3}
@@ -62,8 +62,9 @@ button:focus-visible,a:focus-visible{outline:2px solid var(--row1);outline-offse
 article{background:var(--card);border:1px solid var(--line);border-radius:6px;overflow:hidden;display:flex;
 flex-direction:column}
 article[hidden]{display:none}
-.pic{position:relative;background:#000}.pic img,.pic svg.over-pic{display:block;width:100%}
+.pic{position:relative;background:#000}.pic img{display:block;width:100%}
 .pic svg{position:absolute;inset:0;width:100%;height:100%}
+.pic svg text{fill:#fff;stroke:rgba(0,0,0,.72);font-weight:600;font-family:inherit}
 .txt{padding:11px 14px 13px;font-size:14px;display:flex;flex-direction:column;gap:8px;flex:1}
 .txt p{margin:0}.kind{font-size:12.5px;color:var(--soft)}.ask{font-weight:600;line-height:1.35;white-space:pre-line}
 .opts{display:grid;grid-template-columns:minmax(64px,max-content) 1fr;gap:5px 10px;align-items:center;font-size:13.5px}
