@@ -19,7 +19,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Parses, asks, prints the answer and returns it."""
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("question", help="what to ask")
-    parser.add_argument("--model", required=True, help="model folder, e.g. runs/quickstart/rows/align_in166k/tune/model")
+    parser.add_argument("--model", required=True, help="model folder, e.g. RUN/rows/align_in166k/tune/model")
     parser.add_argument("--image", required=True, help="JPEG or PNG file")
     parser.add_argument("--region", action="append", default=[], metavar="X1,Y1,X2,Y2",
                         help="draw a numbered box first; repeat for more")

@@ -77,7 +77,8 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
             text = f"{100 * cell['acc']:.1f}% {interval}{unread}"
             line += f"{text:>26s}"
         lines.append(line)
-    lines.append(f"{'macro over types':32s}" + "".join(f"{100 * scores['macro']:25.1f}%" for scores in columns.values()))
+    macros = "".join(f"{100 * scores['macro']:25.1f}%" for scores in columns.values())
+    lines.append(f"{'macro over types':32s}{macros}")
     return "\n".join(lines)
 
 

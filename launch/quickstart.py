@@ -245,7 +245,8 @@ def _side_by_side(commands: dict[str, tuple[list[str], list[tuple[Path, int]]]])
         if process.returncode != 0:
             log = commands[row][1][0][0].parent / "train.log"
             lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-            raise UserError(f"training row {row} failed: {lines[-1].removeprefix('error: ') if lines else f'see {log}'}")
+            why = lines[-1].removeprefix("error: ") if lines else f"see {log}"
+            raise UserError(f"training row {row} failed: {why}")
 
 
 def _done(folder: Path, steps: int) -> int:

@@ -246,13 +246,22 @@ class RecordSource:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> ImageRecord:
+        return decode_record(self._read(index))
+
+    def image_ids(self) -> list[str]:
+        """All ids in order, without decoding the rest."""
+        parse = _example_pb2().Example.FromString
+        return [parse(self._read(index)).features.feature["image_id"].bytes_list.value[0].decode()
+                for index in range(len(self))]
+
+    def _read(self, index: int) -> bytes:
         index = int(index)
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
         shard = bisect.bisect_right(self._ends, index)
         offset = index - (self._ends[shard - 1] if shard else 0)
-        return decode_record(self._reader(shard).read([offset])[0])
+        return self._reader(shard).read([offset])[0]
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[i] for i in range(len(self)))

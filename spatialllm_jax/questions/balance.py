@@ -22,6 +22,11 @@ BALANCED: dict[str, tuple[str, ...]] = {
 }
 
 
+# Types in which one of two objects wins, and types about the sides of the first object.
+CONTESTS = ("closer_to_camera", "closer_to_object", "facing_object", "higher")
+SIDED = ("facing_camera", "on_which_side")
+
+
 def answer_key(question: Question) -> str:
     """What the balance counts: a side or word, or "first"/"second" mentioned.
 
@@ -53,12 +58,16 @@ class Balancer:
     """Decides, question by question in a fixed order, which to keep so that answers stay even.
 
     A question is kept while its answer is ahead of the rarest one by no more than `slack` (and 5 %); for
-    questions whose options are letters the same holds for the position of the right one.
+    questions whose options are letters the same holds for the position of the right one. Within a category
+    the same holds with `category_slack`: how often it wins a comparison, alone and against each other
+    category, and which of its sides is asked for. Otherwise "dogs are closer than trucks", true of most
+    pictures since large things only fit when they are far, would answer half of the questions.
     The outcome depends on the order of the questions alone, so it is the same for any number of workers.
     """
 
-    def __init__(self, slack: int = 6) -> None:
+    def __init__(self, slack: int = 6, category_slack: int = 2) -> None:
         self._slack = slack
+        self._category_slack = category_slack
         self._counts: dict[tuple[str, str], dict[str, int]] = {}
 
     def keep(self, question: Question, family: str = "") -> bool:
@@ -66,7 +75,10 @@ class Balancer:
         answers = BALANCED.get(question.type)
         if answers is None:
             return True
-        piles = [(self._pile(family, question.type, answers), answer_key(question))]
+        key = answer_key(question)
+        if not self._fair(question, key, family):
+            return False
+        piles = [(self._pile(family, question.type, answers), key)]
         if len(question.answer) == 1 and len(question.options) > 1:
             letters = self._pile(family, f"{question.type} of {len(question.options)}", question.options)
             piles.append((letters, question.answer))
@@ -76,7 +88,31 @@ class Balancer:
         for counts, key in piles:
             if key in counts:
                 counts[key] += 1
+        for counts, key in self._category_piles(question, answer_key(question), family):
+            counts[key] += 1
         return True
+
+    def _fair(self, question: Question, key: str, family: str) -> bool:
+        """Whether the question leaves every category's answers even, so that a category alone tells nothing."""
+        return all(counts[name] < 1.05 * min(counts.values()) + self._category_slack
+                   for counts, name in self._category_piles(question, key, family) if name in counts)
+
+    def _category_piles(self, question: Question, key: str, family: str) -> list[tuple[dict[str, int], str]]:
+        """(counts, the one this question adds to) per category that the question is about."""
+        names = [region.phrase for region in question.regions]
+        if question.type in CONTESTS and len(names) >= 2:
+            first, second = names[-2:]
+            winner, loser = (first, second) if key == "first" else (second, first)
+            if winner == loser:
+                return []
+            pair = f"{question.type}: {min(winner, loser)} or {max(winner, loser)}"
+            outcomes = ("won", "lost")
+            return [(self._pile(family, f"{question.type}: {winner}", outcomes), "won"),
+                    (self._pile(family, f"{question.type}: {loser}", outcomes), "lost"),
+                    (self._pile(family, pair, (min(winner, loser), max(winner, loser))), winner)]
+        if question.type in SIDED and names and key in BALANCED[question.type]:
+            return [(self._pile(family, f"{question.type}: {names[0]}", BALANCED[question.type]), key)]
+        return []
 
     def _pile(self, family: str, name: str, keys: tuple[str, ...]) -> dict[str, int]:
         return self._counts.setdefault((family, name), dict.fromkeys(keys, 0))
