@@ -5,46 +5,87 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_LETTER = re.compile(r"^\W*(?:option\s+|answer\s*(?:is)?\s*:?\s*)?\(?([a-z])\)?(?:[\s.:,)].*)?$",
-                     re.IGNORECASE | re.DOTALL)
-_SAID = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?([A-Za-z])\)?(?=$|[\s.,;:)])", re.IGNORECASE)
-_MARKED = re.compile(r"\(([A-Za-z])\)")
+# "B", "(b)", "b.", "B) the car", "**B**: the car": a letter, then the end or a delimiter.
+_OPENING = re.compile(r"^[^\w\[]*([A-Za-z])(?:\s*$|\W*[.:,;)\]*])")
+# "B the car": a capital that is no article or pronoun; counts only when the rest says the same.
+_BARE = re.compile(r"^\W*([B-HJ-Z])\s+(?=\w)")
+# "the answer is B", "option (b)", "choice: B."
+_SAID = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'*]*(?:\(([A-Za-z])\)|([A-Za-z])(?=\s*$|[\"'*]*[.,;:)])"
+                   r"|([B-HJ-Z])(?=\s))", re.IGNORECASE)
+_BRACKETED = re.compile(r"\(([A-Za-z])\)")
+_CAPITAL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])(?!\s+[a-z])")
+_LABEL = re.compile(r"\[(\d+)\]|\bregion\s+(\d+)\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|cannot|unable)\b|n't\b", re.IGNORECASE)
+_FILLERS = re.compile(r"\b(?:the|a|an|it|is|its|side)\b")
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"[^\w\s\[\]]", " ", text.lower())
-    text = re.sub(r"\b(the|a|an|it|is|its|side)\b", " ", text)
-    return " ".join(text.split())
+    """Lower case without punctuation and fillers; without only punctuation where nothing else is left."""
+    bare = " ".join(re.sub(r"[^\w\s\[\].]|\.(?!\d)", " ", re.sub(r"'s\b", " ", text.lower())).split())
+    return " ".join(_FILLERS.sub(" ", bare).split()) or bare
 
 
 def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     """Index of the option that `answer` names, or None when that cannot be read from it.
 
-    In order: the option's own text (whole answer); a letter alone ("B", "(b)", "B. the car"); "the answer is
-    B"; exactly one option's text inside the answer. Two different options named is a failure.
+    The whole answer may be an option's text (articles, case and punctuation aside). Else letters ("B",
+    "(b)", "B. the car", "the answer is B"), options' texts and their region labels are collected, and the
+    answer counts when all of them mean the same option. A text that is negated names nothing.
     """
-    said = _plain(answer)
-    if not said and not answer.strip():
+    text = answer.strip()
+    if not text:
         return None
     plain = [_plain(option) for option in options]
-    exact = [index for index, option in enumerate(plain) if option and option == said]
-    if len(exact) == 1:
-        return exact[0]
-    letters = {index for pattern in (_SAID, _MARKED) for match in pattern.finditer(answer)
-               if (index := ord(match.group(1).lower()) - ord("a")) < len(options)}
-    if len(letters) == 1:
-        return letters.pop()
-    if letters:
+    exact = [index for index, option in enumerate(plain) if option == _plain(text)]
+    if exact:
+        return exact[0] if len(exact) == 1 else None
+    letters = _letters(text)
+    if any(index >= len(options) for index in letters):
         return None
-    alone = _LETTER.match(answer.strip())
-    if alone and (len(answer.strip()) <= 2 or not alone.group(1).islower() or answer.strip()[0] == "("):
-        index = ord(alone.group(1).lower()) - ord("a")
-        rest = _plain(answer.strip()[answer.strip().find(alone.group(1)) + 1:])
-        if index < len(options) and (not rest or rest == plain[index] or plain[index] in rest):
-            return index
-    found = {index for index, option in enumerate(plain)
-             if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)}
-    # An option inside a longer one that was named ("left" in "top left") does not count by itself.
-    found = {i for i in found if not any(j != i and j in found and plain[i] in plain[j] and
-                                         len(plain[j]) > len(plain[i]) for j in found)}
+    named, rest = _named(text, plain)
+    named |= _labelled(text, options)
+    if _NEGATION.search(rest):
+        named = set()
+        letters = {index for index in letters if _OPENING.match(text) or _SAID.search(text)}
+    bare = _BARE.match(text)
+    if bare and named and not letters:
+        letters = {ord(bare.group(1)) - ord("A")}
+    found = letters | named
     return found.pop() if len(found) == 1 else None
+
+
+def _letters(text: str) -> set[int]:
+    """Indices of the letters that the answer gives as its choice."""
+    opening = _OPENING.match(text)
+    found = {opening.group(1)} if opening else set()
+    for match in _SAID.finditer(text):
+        bare = match.group(3)
+        if bare is None or bare.isupper():  # "answer is b car" is no choice of a letter
+            found.add(match.group(1) or match.group(2) or bare)
+    found |= set(_BRACKETED.findall(text))
+    if found:  # "A, B" and "(A) or B" choose two
+        found |= set(_CAPITAL.findall(text)) - {"I"}
+    return {ord(letter.lower()) - ord("a") for letter in found}
+
+
+def _named(text: str, plain: Sequence[str]) -> tuple[set[int], str]:
+    """Options whose text stands in the answer, and the answer without them.
+
+    Longest first, so that "left" is not found in "top left". Single letters are no texts.
+    """
+    rest, found = _plain(re.sub(r"n't\b", " not", text)), set()
+    for index in sorted(range(len(plain)), key=lambda index: -len(plain[index])):
+        if len(plain[index]) > 1:
+            rest, count = re.subn(rf"(?<!\w){re.escape(plain[index])}(?!\w)", " | ", rest)
+            if count:
+                found.add(index)
+    return found, rest
+
+
+def _labelled(text: str, options: Sequence[str]) -> set[int]:
+    """Options whose region label is mentioned, where each option has one of its own."""
+    labels = [{a or b for a, b in _LABEL.findall(option)} for option in options]
+    if any(len(own) != 1 for own in labels) or len(set.union(*labels)) != len(options):
+        return set()
+    said = {a or b for a, b in _LABEL.findall(text)}
+    return {index for index, own in enumerate(labels) if own & said}

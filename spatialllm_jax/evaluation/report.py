@@ -51,7 +51,7 @@ def write(folder: Path, summary: Mapping[str, Any], rows: Mapping[str, str]) -> 
         _headline(summary, columns),
         _section("scores", "Scores", _scores(columns, shown)),
         _section("roadmap", "Roadmap", _roadmap(columns)),
-        _section("types", "Question by question", _by_type(columns)),
+        _section("types", "By type of question", _by_type(columns)),
         _section("curves", "Learning curves", _curves(folder, shown)),
         _section("samples", "Sample answers", _samples(folder, shown)),
         _section("words", "In its own words", _generated(folder)),
