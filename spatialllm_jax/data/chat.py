@@ -112,7 +112,7 @@ class Encoded:
 def template_for(name: str) -> Template:
     """The template called `name`. Raises UserError that lists the names."""
     if name not in TEMPLATES:
-        raise UserError(f"unknown chat template {name!r}; choose one of {', '.join(sorted(TEMPLATES))}, plain")
+        raise UserError(f"unknown chat template {name!r}; choose one of {', '.join(sorted(TEMPLATES))}")
     return TEMPLATES[name]
 
 
