@@ -81,7 +81,7 @@ def generate(model: SpatialLLM, params: Any, tokens: Int[Array, "B P"], lengths:
         _Loop(jnp.int32(1), first, jnp.isin(first, stops), out, cache, key)).out
 
 
-@functools.partial(jax.jit, static_argnames=("model", "branches"))
+@functools.partial(jax.jit, static_argnames=("model", "branches", "chunk"))
 def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
                   segment_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"],
                   image_index: Int[Array, "B T"], targets: Int[Array, "B T"],

@@ -111,7 +111,8 @@ def test_no_packing_is_one_sample_per_row(tiny_dataset, tiny_tokenizer):
 
 def test_mixture_follows_the_weights(tiny_dataset, tiny_tokenizer):
     rows = pipeline.RowConfig(8, 96, 1, 16, packing=False, resize="stretch")
-    found = np.concatenate([batch["source_ids"][:, 0] for batch in take(stream(tiny_dataset, tiny_tokenizer, rows), 25)])
+    batches = take(stream(tiny_dataset, tiny_tokenizer, rows), 25)
+    found = np.concatenate([batch["source_ids"][:, 0] for batch in batches])
     assert found.mean() == pytest.approx(0.75, abs=0.03)
 
 
@@ -192,7 +193,7 @@ def test_stored_features_reach_their_slots(tiny_dataset, tiny_tokenizer, store):
 
 
 def test_user_mistakes(tiny_dataset, tiny_tokenizer, store):
-    with pytest.raises(UserError, match="batch size 4.*3 processes"):
+    with pytest.raises(UserError, match=r"batch size 4.*3 processes"):
         stream(tiny_dataset, tiny_tokenizer, process_count=3)
     with pytest.raises(UserError, match="4 tokens of an image"):
         stream(tiny_dataset, tiny_tokenizer, pipeline.RowConfig(4, 4, 1, 16))

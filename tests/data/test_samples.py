@@ -97,7 +97,7 @@ def test_nothing_supervised_gives_no_sample(record, tiny_tokenizer):
 
 
 def test_user_mistakes():
-    with pytest.raises(UserError, match="'chat'.*branches, dialogue, plain, contrastive"):
+    with pytest.raises(UserError, match=r"'chat'.*branches, dialogue, plain, contrastive"):
         source({"caption": 1.0}, form="chat")
     with pytest.raises(UserError, match="no question types"):
         source({})
