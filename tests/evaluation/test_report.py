@@ -178,7 +178,7 @@ def test_command_puts_a_summary_together(folder, tmp_path):
     with pytest.raises(UserError, match="no scores yet"):
         command.main([str(tmp_path)])
     (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(UserError, match="summary.json"):
+    with pytest.raises(UserError, match=r"summary.json"):
         command.main([str(tmp_path)])
 
 
