@@ -62,6 +62,9 @@ class StageConfig:
         if self.rows.batch_size % self.accumulate:
             raise UserError(f"stage {self.name!r}: batch_size {self.rows.batch_size} does not divide into "
                             f"{self.accumulate} micro-batches")
+        if self.objective == "contrastive" and self.accumulate > 1:
+            raise UserError(f"stage {self.name!r} is contrastive: every row is compared with the whole batch, so "
+                            "set accumulate to 1")
         if not self.sources:
             raise UserError(f"stage {self.name!r} has no data sources")
         if self.stored_features and self.trains_vision:

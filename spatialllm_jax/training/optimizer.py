@@ -91,4 +91,4 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
 
 def norms(tree: Mapping[str, jax.Array]) -> jax.Array:
     """Global L2 norm of a flat tree."""
-    return optax.global_norm(tree)
+    return optax.tree.norm(tree)

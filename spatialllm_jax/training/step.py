@@ -88,7 +88,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
         loss, weight, metrics, grads = over_micro_batches(state, batch, rng)
         scale = 1.0 / jnp.maximum(weight, 1e-6)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         for path, (low, high) in (clamp or {}).items():
