@@ -161,17 +161,19 @@ def encode(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], *, tem
     return _assemble(tokenizer.encode(trunk_text), num_image_tokens, pieces, branches, max_length)
 
 
-def encode_plain(tokenizer: Tokenizer, caption: str, *, num_image_tokens: int, begin: str | None,
+def encode_plain(tokenizer: Tokenizer, caption: str | None, *, num_image_tokens: int, begin: str | None,
                  max_length: int | None = None) -> Encoded:
     """LLaVA's `plain` template for stage 1: the image, then the caption and a line break, supervised.
 
     For captions only: `plain` has no place for a question, so probing pairs must not go through it.
 
     Args:
+        caption: None leaves it open for generation.
         begin: token that begins every text ("<|begin_of_text|>", "<s>"), or None.
     """
     trunk = (tokenizer.id(begin),) if begin else ()
-    return _assemble(trunk, num_image_tokens, [((), tokenizer.encode(f"{caption}\n"))], False, max_length)
+    reply = () if caption is None else tokenizer.encode(f"{caption}\n")
+    return _assemble(trunk, num_image_tokens, [((), reply)], False, max_length)
 
 
 def begin_token(tokenizer: Tokenizer) -> str | None:

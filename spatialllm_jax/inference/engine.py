@@ -20,7 +20,7 @@ from spatialllm_jax.data import chat, images
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import decoding
-from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, scoring_rows
+from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.spatialllm import SpatialLLM
@@ -82,9 +82,8 @@ class Engine:
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
                  seed: int = 0, show_progress: bool = False) -> list[str]:
-        """The model's own words for every prompt, in order."""
-        encoded = [chat.encode(self.tokenizer, [(prompt.question, None)], template=self.settings.template,
-                               system=self.settings.system, num_image_tokens=self.num_image_tokens)
+        """The model's own words for every prompt, in order; captions end with their line."""
+        encoded = [open_prompt(self.tokenizer, self.settings, prompt.question, self.num_image_tokens)
                    for prompt in prompts]
         # Similar lengths side by side, so that each batch runs in its own bucket.
         order = sorted(range(len(prompts)), key=lambda index: encoded[index].length)
@@ -105,7 +104,8 @@ class Engine:
                 self.model, self.params, tokens, lengths, image_index, self._visual([prompts[i] for i in padded]),
                 jax.random.key(seed), max_new_tokens=max_new_tokens, stop=stop, temperature=temperature))
             for row, index in enumerate(part):
-                answers[index] = self.tokenizer.decode([t for t in out[row].tolist() if t >= 0 and t not in stop])
+                text = self.tokenizer.decode([t for t in out[row].tolist() if t >= 0 and t not in stop])
+                answers[index] = text if prompts[index].question else text.partition("\n")[0]
         return answers
 
     def _visual(self, prompts: Sequence[Prompt]) -> jax.Array:

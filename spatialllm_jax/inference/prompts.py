@@ -23,7 +23,7 @@ class Prompt:
     Attributes:
         image_id: prompts with the same id and marks show the same picture, which is encoded once.
         image: encoded JPEG or PNG; None blanks the picture (mean colour), for blind baselines.
-        question: the user's text.
+        question: the user's text; "" has a caption generated, in stage 1's `plain` form.
         options: candidate answers to be scored; () when an answer is to be generated.
         marks: regions to draw on the image first.
     """
@@ -106,6 +106,15 @@ def _pad(encoded: chat.Encoded, length: int) -> dict[str, np.ndarray]:
     for name, value in arrays.items():
         padded[name][:encoded.length] = value
     return padded
+
+
+def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, num_image_tokens: int) -> chat.Encoded:
+    """The tokens that an answer to `question` (or, for "", a caption) continues."""
+    if not question:
+        return chat.encode_plain(tokenizer, None, num_image_tokens=num_image_tokens,
+                                 begin=chat.begin_token(tokenizer))
+    return chat.encode(tokenizer, [(question, None)], template=settings.template, system=settings.system,
+                       num_image_tokens=num_image_tokens)
 
 
 def bucket(length: int, smallest: int = 64) -> int:
