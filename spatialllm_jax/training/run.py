@@ -183,8 +183,9 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     state = _place(init_state(trainable, frozen, tx, step_key), shardings, mesh)
     objective = NextToken(SpatialLLM(parts.config), len(stage.sources), stage.loss_chunk) \
         if isinstance(parts.config, ModelConfig) else Contrastive(CLIP(parts.config))
+    # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
     step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
-                      donate_argnums=0)
+                      donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
     text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
                             process_index=jax.process_index(), process_count=jax.process_count())
