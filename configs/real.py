@@ -24,13 +24,13 @@ def get_config() -> ConfigDict:
         "tokenizer": "runs/real/weights/smollm2-135m", "features": "runs/real/features",
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "stages": {"align": {
-            "objective": "next_token", "trainable": "connector", "steps": 250,
-            "rows": {"batch_size": 4, "length": 256, "images": 4, "image_size": 168, "packing": True},
+            "objective": "next_token", "trainable": "connector", "steps": 300,
+            "rows": {"batch_size": 2, "length": 256, "images": 4, "image_size": 168, "packing": True},
             "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03, "clip": 1.0},
             "template": "chatml", "system": "", "stored_features": True, "loss_chunk": 64,
             "log_every": 10, "save_every": 50,
-            "sources": {"captions": _source({"caption": 1.0}, 0.5, "plain", 1),
-                        "probing": _source({"depth": 1.0, "distance": 1.0, "azimuth": 1.0, "elevation": 0.5}, 0.5,
+            "sources": {"captions": _source({"caption": 1.0}, 0.7, "plain", 1),
+                        "probing": _source({"depth": 1.0, "distance": 1.0, "azimuth": 1.0, "elevation": 0.5}, 0.3,
                                            "branches", 2)}}}})
 
 

@@ -30,7 +30,7 @@ QUICKSTART_CLIP = Path("runs/quickstart/clip/clip/model")
 # Annotation sources below the folder of photographs: name of the dataset -> (source, path in the folder).
 ALBUMS = {"real3d": ("omni3d", "real3d/real3d.json"), "kitti": ("kitti", "kitti")}
 PER_TYPE = 4        # most questions of a type per photograph
-CAPTIONED = 64      # held-out scenes that are captioned
+CAPTIONED = 48      # held-out scenes that are captioned
 ASKED = 24          # of them, with a probing question as well
 ROW_LENGTH = 256
 
@@ -80,9 +80,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--photos-only", action="store_true", help="questions about the photographs, nothing else")
     parser.add_argument("--clip", default="auto",
                         help=f"small CLIP branch: a model folder, random, or auto ({QUICKSTART_CLIP} if it is there)")
-    parser.add_argument("--steps", type=int, default=250, help="updates of stage 1")
+    parser.add_argument("--steps", type=int, default=300, help="updates of stage 1")
     parser.add_argument("--scenes", type=int, default=1000, help="rendered scenes to train on")
-    parser.add_argument("--test-scenes", type=int, default=80, help="held-out scenes")
+    parser.add_argument("--test-scenes", type=int, default=48, help="held-out scenes")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and data order")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
     args = parser.parse_args(argv)

@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
         "field_of_view": (45.0, 60.0)})
     config.splits = ml_collections.ConfigDict({
         "train": {"count": 1000, "families": ["captions", "probing"]},
-        "test": {"count": 80, "families": ["captions", "probing", "spatial_vqa"]}})
+        "test": {"count": 48, "families": ["captions", "probing", "spatial_vqa"]}})
     config.families = ml_collections.ConfigDict({
         "captions": families.CAPTIONS,
         "probing": {**families.PROBING, **_NAMED},

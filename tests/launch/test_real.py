@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from spatialllm_jax.data.storage import open_split, write_dataset
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import own_words, real_report
 from spatialllm_jax.sources.rendered.debian import unpack_libraries
+from spatialllm_jax.training.metrics import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data"
@@ -194,16 +197,23 @@ def test_report_shows_words_scores_and_loss(tmp_path):
 @pytest.mark.skipif(not all((folder() / ASSETS[name].file).is_file() for name in real.NEEDED),
                     reason="fetched packages are absent (python -m launch.fetch_assets, $SPATIALLLM_ASSETS)")
 @pytest.mark.slow
-def test_the_whole_command_on_real_weights(tmp_path, monkeypatch):
-    assets = folder().absolute()
-    monkeypatch.chdir(ROOT)
-    flags = ["--assets", str(assets), "--out", str(tmp_path / "out"), "--steps", "8", "--scenes", "32",
-             "--test-scenes", "8", "--clip", "random"]
-    summary = real.main(flags)
-    assert summary["loss"]["last"] < summary["loss"]["first"] + 1.0
+def test_the_whole_command_on_real_weights(tmp_path):
+    # A process of its own: one device, as a user has it, not this suite's eight.
+    command = [sys.executable, "-m", "launch.real", "--assets", str(folder().absolute()), "--out", str(tmp_path / "out"),
+               "--steps", "8", "--scenes", "32", "--test-scenes", "4", "--clip", "random", "--json"]
+
+    def run():
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    summary = run()
+    lines = read_lines(tmp_path / "out" / "run" / "align" / "metrics.jsonl")
+    assert lines[-1]["step"] == 8 and lines[-1]["skipped"] == 0
     assert set(summary["scores"]) == set(summary["blind"]) >= {"scenes"}
     assert (tmp_path / "out" / "CREDITS.md").read_text().count(" by ") > 100
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
-    again = real.main(flags)
-    assert again["scores"] == summary["scores"] and os.path.getsize(tmp_path / "out" / "answers.json")
+    again = run()
+    assert {**again, "minutes": 0} == {**summary, "minutes": 0}
