@@ -30,7 +30,7 @@ CLIP = "clip"
 CAPTIONS = {"caption": 1.0}
 GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_right": 1.0, "where": 1.0,
            "caption": 0.5}
-PROBING = {"depth": 1.0, "distance": 1.0, "azimuth": 1.0, "elevation": 0.5}
+PROBING = {"depth": 1.0, "distance": 0.7, "azimuth": 1.5, "elevation": 0.3}
 SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.0, "facing_object": 1.0,
            "same_direction": 1.0, "higher": 1.0, "on_which_side": 1.0}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
@@ -59,7 +59,7 @@ def _full(row: str) -> ConfigDict:
         "weights": {"vision/clip": "weights/clip-vit-large-patch14-336",
                     "llm": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct"},
         "tokenizer": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct",
-        "features": "", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}, "stages": {}})
+        "features": "", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}, "stages": ConfigDict(sort_keys=False)})
     if model == "clip_mae":
         config.weights["vision/mae"] = "weights/vit-mae-large"
     elif model != "llava15":
@@ -112,20 +112,21 @@ def _tiny(row: str) -> ConfigDict:
         "model": {"preset": model, "text_tower": "tiny", "fit_vocabulary": True, "dtype": "float32",
                   "remat": "none", "attention": "xla", "unroll": 4},
         "weights": {}, "tokenizer": "", "features": "runs/quickstart/features",
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "stages": {}})
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "stages": ConfigDict(sort_keys=False)})
     if row == CLIP:
         config.stages.clip = {
-            "objective": "contrastive", "trainable": ".*", "steps": 200,
+            "objective": "contrastive", "trainable": ".*", "steps": 150,
             "rows": {"batch_size": 64, "length": 48, "images": 1, "image_size": 168, "packing": False},
             "optimizer": {"learning_rate": 1e-3, "b2": 0.98, "eps": 1e-6, "weight_decay": 0.1},
-            "sources": {"captions": _source(data, CAPTIONS, 1.0, "contrastive")}, "log_every": 10}
+            "template": "compact", "sources": {"captions": _source(data, CAPTIONS, 1.0, "contrastive")},
+            "log_every": 10}
         return config
     config.weights["vision/clip"] = "runs/quickstart/clip/clip/model"
     if model == "tiny":
         config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
-    rows = {"batch_size": 16, "length": 320, "images": 1, "image_size": 168, "packing": False}
+    rows = {"batch_size": 8, "length": 128, "images": 1, "image_size": 168, "packing": False}
     # No pretrained language model is this small, so the random one trains from stage 1 on.
-    common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "system": "",
+    common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "template": "compact", "system": "",
               "stored_features": True, "log_every": 20}
     rate = {"b2": 0.98, "weight_decay": 0.05, "clip": 1.0, "schedule": "hold_linear"}
     if stage0:
@@ -134,20 +135,20 @@ def _tiny(row: str) -> ConfigDict:
             "objective": stage0, "trainable": ".*lora_" if contrastive else "vision/clip/.*lora_|connector|llm",
             "steps": 100, "lora": {"rank": 8, "alpha": 16.0, "targets": "vision/clip/.*(query|key|value|out|up|down)$"},
             "rows": {**rows, "batch_size": 32, "length": 64 if contrastive else 160},
-            "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "system": "",
+            "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "template": "compact", "system": "",
             "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}
     config.stages.align = {
-        **common, "steps": 800, "optimizer": {"learning_rate": 2e-3, "warmup": 0.05, "hold": 1.0, **rate},
-        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 12)}}
+        **common, "steps": 1600, "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, "hold": 1.0, **rate},
+        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 8)}}
     config.stages.tune = {
-        **common, "steps": 1200, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
-        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 12)}}
+        **common, "steps": 1900, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
+        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 8)}}
     if align:
         config.stages.align.sources.captions.weight = 0.4
-        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 12)
+        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 8)
     if tune:
         config.stages.tune.sources.general.weight = 0.3
-        config.stages.tune.sources[tune] = _source(data, SPATIAL, 0.7, "branches", 12)
+        config.stages.tune.sources[tune] = _source(data, SPATIAL, 0.7, "branches", 8)
     return config
 
 

@@ -83,7 +83,8 @@ def plans_of(config: Any, counts: Mapping[str, int], overrides: Mapping[str, Any
         scene_seed = 2 * config.seed + (name == "test")
         plans.append(generation.SplitPlan(
             name, config.source, path, thresholds, render, scene_seed, scene_seed,
-            count if size is None else min(count, size), tuple(families)))
+            count if size is None else min(count, size), tuple(families),
+            config.splits[name].get("category_slack", 2)))
     return plans, dict(ignored)
 
 

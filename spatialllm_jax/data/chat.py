@@ -74,9 +74,10 @@ TEMPLATES: dict[str, Template] = {
     # SmolLM2 and other ChatML models.
     "chatml": Template("chatml", lambda s: f"<|im_start|>system\n{s}<|im_end|>\n" if s else "", _chatml_ask,
                        lambda a: f"{a}<|im_end|>", "<|im_end|>", VICUNA_SYSTEM),
-    # No roles, two marks per turn: for small models trained here from scratch, where headers would be a
-    # third of all tokens.
-    "compact": Template("compact", lambda s: f"<|begin_of_text|>{s}", lambda q, first, image: f"{q}\n",
+    # No roles, one mark per turn: for small models trained here from scratch, where headers would be a third
+    # of all tokens. The answer follows the question's last word directly: when that word names the object
+    # asked about, one attention step less lies between the object and the answer.
+    "compact": Template("compact", lambda s: f"<|begin_of_text|>{s}", lambda q, first, image: q.rstrip(" .?!"),
                         lambda a: f"{a}<|eot_id|>", "<|eot_id|>", ""),
     # LLaVA-v1.5's conversation template.
     "vicuna_v1": Template("vicuna_v1", lambda s: f"<s>{s} " if s else "<s>", _vicuna_ask,

@@ -51,6 +51,7 @@ class SplitPlan:
         question_seed: of the questions.
         count: number of scenes.
         families: question families, in order.
+        category_slack: how uneven a category's answers may be; see `questions.balance.Balancer`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class SplitPlan:
     question_seed: int
     count: int
     families: tuple[QuestionConfig, ...]
+    category_slack: int = 2
 
 
 def record_of(scene: Scene, families: tuple[QuestionConfig, ...], seed: int, index: int) -> ImageRecord:
@@ -94,7 +96,7 @@ def records(plan: SplitPlan, start: int, count: int) -> list[ImageRecord]:
 
 def stream(plan: SplitPlan, pool: concurrent.futures.Executor | None, progress: bool = True) -> Iterator[ImageRecord]:
     """The balanced records of a split, in order; worked out in `pool`, or here when it is None."""
-    balancer = Balancer()
+    balancer = Balancer(category_slack=plan.category_slack)
     with tqdm(total=plan.count, desc=plan.name, unit="scene", disable=not progress) as bar:
         for batch in _in_order(plan, pool):
             for record in batch:

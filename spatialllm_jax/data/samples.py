@@ -110,7 +110,10 @@ def encode_sample(tokenizer: Tokenizer, text: TextConfig, source: SourceConfig,
         encoded = chat.encode_plain(tokenizer, questions[0].answer, begin=begin, max_length=text.max_length,
                                     num_image_tokens=text.num_image_tokens)
     elif source.form == "contrastive":
-        encoded = encode_caption(tokenizer, questions[0].answer, text)
+        # A probing answer ("3.5 m") says nothing without its question; a caption is a text of its own.
+        only = questions[0]
+        caption = only.answer if only.type == "caption" else f"{only.text} {only.answer}"
+        encoded = encode_caption(tokenizer, caption, text)
     else:
         turns = [turn for question in questions for turn in question.turns]
         encoded = chat.encode(tokenizer, turns, template=text.template, system=text.system,

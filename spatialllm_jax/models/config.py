@@ -204,7 +204,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama decoder: RMSNorm, grouped-query attention, rotary positions, SwiGLU."""
+    """A Llama decoder: RMSNorm, grouped-query attention, rotary positions, SwiGLU.
+
+    Attributes:
+        embedding_init: standard deviation of random embeddings; larger for small models trained from
+            scratch, so that words outweigh the first layers' noise.
+    """
 
     vocab_size: int
     width: int
@@ -217,6 +222,7 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    embedding_init: float = 0.02
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

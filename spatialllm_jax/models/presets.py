@@ -51,10 +51,10 @@ LLAMA3_8B = LlamaConfig(128256, 4096, 32, 32, 8, 128, 14336, rope_theta=500000.0
 LLAMA31_8B = replace(LLAMA3_8B, rope_scaling=RopeScaling())
 SMOLLM2_135M = LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, rope_theta=100000.0, tie_embeddings=True)
 
-TINY_CLIP = clip_vision(168, 14, 128, 4, 4)
+TINY_CLIP = clip_vision(168, 28, 128, 4, 4)
 TINY_DINOV2 = replace(DINOV2_S, image_size=168)
-TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 2, 32, 384, tie_embeddings=True)
-TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2)
+TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, tie_embeddings=True, embedding_init=0.2)
+TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2, hidden=256)
 
 NANO_CLIP = clip_vision(16, 8, 16, 2, 2)
 NANO_DINOV2 = dinov2_vision(16, 24, 2, 2, patch_size=4, pretrain_grid=3)

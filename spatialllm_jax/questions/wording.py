@@ -148,9 +148,9 @@ SHORT: dict[str, tuple[str, ...]] = {
         "Which is nearer to {c}, {a} or {b}?",
     ),
     "facing_camera": (
+        "Which side do we see of {a}?",
         "Which side of {a} faces the camera?",
         "Which side of {a} is facing the camera?",
-        "Which side of {a} do we see?",
     ),
     "facing_object": (
         "Which is {c} facing, {a} or {b}?",
@@ -180,11 +180,11 @@ SHORT: dict[str, tuple[str, ...]] = {
     "location": ("What is the 3D location of {a}?",),
     "caption": ("Describe the image.", "What is in the image?"),
     "what": ("What is {a}?", "Name {a}."),
-    "presence": ("Is there {a} in the image?", "Is {a} in the image?"),
+    "presence": ("Does the image show {a}?", "Is there {a} in the image?"),
     "colour": ("What colour is {a}?", "Which colour is {a}?"),
     "count": ("How many {a} are there?", "How many {a} are in the image?"),
     "left_right": ("Is {a} left or right of {b} in the image?", "In the image, is {a} left or right of {b}?"),
-    "where": ("Where is {a} in the image?", "In the image, where is {a}?"),
+    "where": ("Where in the image is {a}?", "In the image, where is {a}?"),
 }
 
 SAME_DIRECTION = {"same": "the same (or similar) direction", "different": "very different directions"}

@@ -56,8 +56,8 @@ VICUNA = ("<s>You see a picture. USER: <image>\nWhich is closer, the cat or the 
 CHATML = ("<|im_start|>system\nYou see a picture.<|im_end|>\n<|im_start|>user\n<image>\n"
           "Which is closer, the cat or the dog?<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
           "<|im_start|>user\nHow many beds are there?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>")
-COMPACT = ("<|begin_of_text|>You see a picture.<image>Which is closer, the cat or the dog?\nthe dog<|eot_id|>"
-           "How many beds are there?\n2<|eot_id|>")
+COMPACT = ("<|begin_of_text|>You see a picture.<image>Which is closer, the cat or the dogthe dog<|eot_id|>"
+           "How many beds are there2<|eot_id|>")
 
 
 @pytest.mark.parametrize(("template", "layout"), [
