@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from spatialllm_jax.training.objectives import Contrastive, NextToken
 from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
 
-MODEL = "model"
+MODEL, CHAT = "model", "chat.json"
 LOGIT_SCALE_RANGE = (0.0, float(np.log(100.0)))  # CLIP clamps the logit scale to at most ln 100
 
 
@@ -59,17 +59,21 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: 
     stages = [stage_config(name, tree) for name, tree in config["stages"].items()]
     if not stages:
         raise UserError("config.stages is empty; name at least one stage")
-    _store_config(config, workdir)
     tokenizer = prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
     model = model_config(config, tokenizer)
     mesh = make_mesh(**config.get("mesh", {}))
     weights = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
     pool: dict[str, jax.Array] = {}
     summary: dict[str, Any] = {"row": config["row"], "workdir": str(workdir), "stages": {}}
+    known = [_parts(stage, config, model, tokenizer).abstract for stage in stages]
+    initial.check_prefixes(weights, known)
+    for stage, abstract in zip(stages, known, strict=True):
+        split(abstract, stage.trainable)
+    _store_config(config, workdir)  # only now: a config with a mistake must not occupy the folder
     with jax.set_mesh(mesh):
         for index, stage in enumerate(stages):
             folder = workdir / stage.name
-            if (folder / MODEL / store.CONFIG).exists():
+            if (folder / MODEL / CHAT).exists():  # the last file written
                 logging.info("stage %s is done", stage.name)
                 pool.update(store.load_params(folder / MODEL))
             else:
@@ -121,7 +125,7 @@ def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> 
 
 def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> tokenizers.Tokenizer:
     """The tokenizer at `path`, or one trained on the texts of all stages; kept in the run's folder."""
-    if (workdir / tokenizers.FILE).exists():
+    if (workdir / tokenizers.FILE).exists() and (workdir / "config.json").exists():
         return tokenizers.load(workdir)
     if path:
         tokenizer = tokenizers.load(path)
@@ -194,11 +198,11 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     final = {**params, **state.frozen, **state.trainable}
     plain, result = parts.config, final
     if stage.lora is not None:
-        result = flatten(merge_lora(unflatten(final), parts.config))
+        result = flatten(merge_lora(unflatten(final), cast(ModelConfig, parts.config)))
         plain = dataclasses.replace(parts.config, vision_lora=None)
     store.save_model(folder / MODEL, plain, unflatten(result))
     tokenizer.save(folder / MODEL)
-    (folder / MODEL / "chat.json").write_text(json.dumps(
+    (folder / MODEL / CHAT).write_text(json.dumps(
         {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
          "resize": stage.rows.resize}))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
