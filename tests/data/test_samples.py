@@ -79,7 +79,7 @@ def test_forms(record, tiny_tokenizer, form):
     else:
         assert (encoded.image_index >= 0).sum() == 4 and said == [q.answer for q in questions]
         asked = tiny_tokenizer.decode(encoded.tokens[~encoded.supervised].tolist())
-        assert (questions[0].text in asked) == (form != "plain")
+        assert (questions[0].text.rstrip(".?") in asked) == (form != "plain")
         assert encoded.branch_ids.max() == (2 if form == "branches" else 0)
 
 
