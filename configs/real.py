@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         "stages": {"align": {
             "objective": "next_token", "trainable": "connector", "steps": 300,
             "rows": {"batch_size": 2, "length": 256, "images": 4, "image_size": 168, "packing": True},
-            "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03, "clip": 1.0},
+            "optimizer": {"learning_rate": 2e-3, "schedule": "cosine", "warmup": 0.03, "b2": 0.98, "clip": 1.0},
             "template": "chatml", "system": "", "stored_features": True, "loss_chunk": 64,
             "log_every": 10, "save_every": 50,
             "sources": {"captions": _source({"caption": 1.0}, 0.7, "plain", 1),

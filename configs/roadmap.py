@@ -126,8 +126,8 @@ def _tiny(row: str) -> ConfigDict:
         config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
     rows = {"batch_size": 8, "length": 128, "images": 1, "image_size": 168, "packing": False}
     # No pretrained language model is this small, so the random one trains from stage 1 on.
-    common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "template": "compact", "system": "",
-              "stored_features": True, "log_every": 20}
+    common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "template": "compact",
+              "system": "", "stored_features": True, "log_every": 20}
     rate = {"b2": 0.98, "weight_decay": 0.05, "clip": 1.0, "schedule": "hold_linear"}
     if stage0:
         contrastive = stage0 == "contrastive"

@@ -243,9 +243,9 @@ def _side_by_side(commands: dict[str, tuple[list[str], list[tuple[Path, int]]]])
                 process.wait()
     for row, process in running.items():
         if process.returncode != 0:
-            log = commands[row][1][0][0].parent / "train.log"
-            lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-            why = lines[-1].removeprefix("error: ") if lines else f"see {log}"
+            record = commands[row][1][0][0].parent / "train.log"
+            lines = [line for line in record.read_text().splitlines() if line.startswith("error:")]
+            why = lines[-1].removeprefix("error: ") if lines else f"see {record}"
             raise UserError(f"training row {row} failed: {why}")
 
 

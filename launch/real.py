@@ -259,7 +259,7 @@ def answer(plan: Plan) -> None:
     distinct = list({record.image_id: record for record in photos}.values())
     _write_json(file, {
         "scenes": scenes, "photographs": own_words.describe(engine, distinct, asked=0),
-        "naming": own_words.naming([entry["caption"] for entry in scenes], [entry["named"] for entry in scenes])})
+        "naming": own_words.naming(*([entry[key] for entry in scenes] for key in ("caption", "named", "setting")))})
     for entry in scenes[:4]:
         print(f"      is:   {entry['reference']}\n      said: {entry['caption']}")
 
@@ -308,7 +308,7 @@ def _tables(summary: dict[str, Any]) -> str:
     naming = summary["naming"]["said"]
     head = (f"loss {summary['loss']['first']:.2f} -> {summary['loss']['last']:.2f}; of {naming['n']} things named in "
             f"captions of held-out scenes {100 * naming['acc']:.1f}% [{100 * naming['low']:.1f}, "
-            f"{100 * naming['high']:.1f}] are there (in other scenes: {100 * naming['chance']:.1f}%)")
+            f"{100 * naming['high']:.1f}] are there (in other scenes of the setting: {100 * naming['chance']:.1f}%)")
     parts = [f"{name}\n" + table({"scores": scores, "blind": summary["blind"][name]})
              for name, scores in summary["scores"].items()]
     return "\n\n".join([head, *parts])

@@ -20,8 +20,8 @@ def describe(engine: Engine, records: Sequence[ImageRecord], *, asked: int, max_
     """Captions in stage 1's form, and the answer to one probing question for the first `asked` records.
 
     Returns:
-        Per record: image, caption, reference (its stored caption, "" when it has none), named (categories in
-        it), and where one was asked: type, question, answer, expected.
+        Per record: image, caption, reference (its stored caption, "" when it has none), setting, named
+        (categories in it), and where one was asked: type, question, answer, expected.
     """
     captions = engine.generate([Prompt(r.image_id, r.image, "") for r in records], max_new_tokens=max_new_tokens)
     chosen = {}
@@ -41,6 +41,7 @@ def describe(engine: Engine, records: Sequence[ImageRecord], *, asked: int, max_
         scene = scene_from_json(record.scene) if record.scene else None
         entry: dict[str, Any] = {
             "image": record.image_id, "caption": caption, "reference": reference,
+            "setting": scene.setting if scene else "",
             "named": sorted({o.category for o in scene.objects}) if scene else []}
         if index in chosen:
             question = chosen[index]
@@ -50,25 +51,27 @@ def describe(engine: Engine, records: Sequence[ImageRecord], *, asked: int, max_
     return result
 
 
-def naming(captions: Sequence[str], present: Sequence[Sequence[str]]) -> dict[str, Any]:
+def naming(captions: Sequence[str], present: Sequence[Sequence[str]], settings: Sequence[str]) -> dict[str, Any]:
     """Do captions name what their own pictures hold?
 
     Args:
         captions: one per picture.
         present: categories in each picture.
+        settings: where each picture was taken ("indoor", "outdoor"); telling rooms from streets earns nothing.
 
     Returns:
         "said": of all categories named, the share that is in the picture, its chance the mean share of the
-        *other* pictures that hold them; "found": of all categories in pictures, the share that is named, its
-        chance the mean share of the other captions that name them. Both as `statistics.Accuracy`.
+        *other* pictures of the setting that hold them; "found": of all categories in pictures, the share that
+        is named, its chance the mean share of the other captions in the setting that name them. Both as
+        `statistics.Accuracy`.
     """
     vocabulary = sorted({category for held in present for category in held})
     named = [mentioned(caption, vocabulary) for caption in captions]
     held = [set(categories) for categories in present]
 
     def others(sets: Sequence[set[str]], index: int, category: str) -> float:
-        count = sum(category in found for found in sets) - (category in sets[index])
-        return count / max(len(sets) - 1, 1)
+        rest = [found for k, found in enumerate(sets) if k != index and settings[k] == settings[index]]
+        return sum(category in found for found in rest) / max(len(rest), 1)
 
     def compare(claims: Sequence[set[str]], truth: Sequence[set[str]]) -> dict[str, float | int]:
         pairs = [(index, category) for index, found in enumerate(claims) for category in sorted(found)]

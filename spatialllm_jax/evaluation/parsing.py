@@ -10,7 +10,8 @@ _OPENING = re.compile(r"^[^\w\[]*([A-Za-z])(?:\s*$|\W*[.:,;)\]*])")
 # "B the car": a capital that is no article or pronoun; counts only when the rest says the same.
 _BARE = re.compile(r"^\W*([B-HJ-Z])\s+(?=\w)")
 # "the answer is B", "option (b)", "choice: B."
-_SAID = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'*]*(?:\(([A-Za-z])\)|([A-Za-z])(?=\s*$|[\"'*]*[.,;:)])"
+_SAID = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'*]*"
+                   r"(?:\(([A-Za-z])\)|([A-Za-z])(?=\s*$|[\"'*]*[.,;:)])"
                    r"|([B-HJ-Z])(?=\s))", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
 _CAPITAL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])(?!\s+[a-z])")

@@ -33,10 +33,10 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
     body = "".join([
         f"<header><p class='over'>SpatialLLM-JAX, real weights · {summary['minutes']:.1f} minutes · seed "
         f"{summary['seed']}</p><h1>SmolLM2-135M sees: of {said['n']} things it names in held-out scenes, "
-        f"{parts.percent(said['acc'])} are there</h1><p class='lead'>In other scenes they would be there "
-        f"{parts.percent(said['chance'])} of the time. Only the connector between a ViT-S/14 of DINOv2 architecture, a "
-        f"small CLIP branch ({_clip(summary['clip'])}) and the language model was trained, for {summary['steps']} "
-        f"steps on {summary['scenes']} rendered scenes.</p></header>",
+        f"{parts.percent(said['acc'])} are there</h1><p class='lead'>In other scenes of the same setting "
+        f"they would be there {parts.percent(said['chance'])} of the time. Only the connector between a "
+        f"ViT-S/14 of DINOv2 architecture, a small CLIP branch ({_clip(summary['clip'])}) and the language "
+        f"model was trained, for {summary['steps']} steps on {summary['scenes']} rendered scenes.</p></header>",
         "<h2>Learning</h2>", _curves(lines),
         "<h2>Naming what is there</h2>", _naming(summary["naming"]),
         "<h2>Spatial questions</h2><p class='note'>SpatialVQA by the likeliest option. Stage 1 saw captions and "
@@ -83,8 +83,8 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _naming(naming: Mapping[str, Any]) -> str:
-    rows = {"said": ("named things that are in the picture", "chance: in the other pictures"),
-            "found": ("things in the picture that are named", "chance: by the other captions")}
+    rows = {"said": ("named things that are in the picture", "chance: in other pictures of the setting"),
+            "found": ("things in the picture that are named", "chance: by other captions of the setting")}
     return parts.labelled([(label, f"{small}; n = {naming[key]['n']}", [parts.bar(naming[key], "row1")])
                            for key, (label, small) in rows.items()])
 

@@ -49,15 +49,16 @@ def generate(model: SpatialLLM, params: Any, tokens: Int[Array, "B P"], lengths:
                     kv_branch=zeros, q_index=index, kv_index=slot)
 
     def pick(hidden: Array, step: Array, key: jax.Array) -> Array:
-        logits = model.apply({"params": params}, hidden, method="logits")
+        logits: Any = model.apply({"params": params}, hidden, method="logits")
         if temperature == 0.0:
             return logits.argmax(-1).astype(jnp.int32)
         return jax.random.categorical(jax.random.fold_in(key, step), logits / temperature).astype(jnp.int32)
 
     cache = init_cache(model.config.llm, rows, slots, jnp.dtype(model.config.dtype))
-    hidden, cache = model.apply(
+    prefilled: Any = model.apply(
         {"params": params}, tokens, slot[:, :width], mask(jnp.int32(0), width, prompt_valid), cache, 0, visual,
         image_index, method="decode")
+    hidden, cache = prefilled
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     first = pick(last, jnp.int32(0), key)
     out = jnp.full((rows, max_new_tokens), -1, jnp.int32).at[:, 0].set(first)
@@ -69,9 +70,10 @@ def generate(model: SpatialLLM, params: Any, tokens: Int[Array, "B P"], lengths:
         # The token picked last is written at the slot after those generated before it.
         at = width + loop.step - 1
         valid = prompt_valid | ((slot >= width) & (slot <= at)).astype(jnp.int32)
-        hidden, cache = model.apply(
+        decoded: Any = model.apply(
             {"params": params}, loop.token[:, None], (lengths + loop.step - 1)[:, None], mask(at, 1, valid),
             loop.cache, at, method="decode")
+        hidden, cache = decoded
         token = pick(hidden[:, 0], loop.step, loop.key)
         out = loop.out.at[:, loop.step].set(jnp.where(loop.done, -1, token))
         return _Loop(loop.step + 1, token, loop.done | jnp.isin(token, stops), out, cache, loop.key)
@@ -92,7 +94,7 @@ def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], pos
     One forward pass scores every option of every question on a picture; branches cannot see each other, so
     the scores are those of separate rows.
     """
-    hidden = model.apply({"params": params}, tokens, positions, segment_ids, branch_ids, image_index, visual,
+    hidden: Any = model.apply({"params": params}, tokens, positions, segment_ids, branch_ids, image_index, visual,
                          method=_read)
     pad = -tokens.shape[1] % chunk
 
@@ -100,9 +102,10 @@ def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], pos
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    def one(carry: Array, part: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+    def one(carry: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
         h, target, weight, branch = part
-        logp = jax.nn.log_softmax(model.apply({"params": params}, h, method="logits"), axis=-1)
+        logits: Any = model.apply({"params": params}, h, method="logits")
+        logp = jax.nn.log_softmax(logits, axis=-1)
         values = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0] * weight
         return carry + jnp.einsum("bt,btk->bk", values, jax.nn.one_hot(branch - 1, branches)), None
 

@@ -151,12 +151,14 @@ class Engine:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _encode(model: SpatialLLM, params: Any, pixels: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, pixels, method="encode_images")
+    features: Any = model.apply({"params": params}, pixels, method="encode_images")
+    return features
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, jnp.asarray(features), method="connect")
+    tokens: Any = model.apply({"params": params}, jnp.asarray(features), method="connect")
+    return tokens
 
 
 def load_engine(folder: str | Path, *, batch_size: int = 16,

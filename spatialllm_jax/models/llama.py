@@ -151,7 +151,8 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embedding = self.param("embedding", nn.initializers.normal(c.embedding_init), (c.vocab_size, c.width), jnp.float32)
+        self.embedding = self.param("embedding", nn.initializers.normal(c.embedding_init),
+                                    (c.vocab_size, c.width), jnp.float32)
         self.norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size, use_bias=False, dtype=self.dtype)

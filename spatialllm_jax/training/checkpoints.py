@@ -5,6 +5,7 @@ This is the one module that knows Orbax' manager.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Checkpoints:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"the checkpoint at {self._manager.directory}/{step} does not fit this config "
                             f"({first}); use another workdir or the config it was made with") from None
-        return state.replace(**{**restored["state"], "rng": jax.random.wrap_key_data(restored["state"]["rng"])})
+        found: dict[str, Any] = restored["state"]
+        return dataclasses.replace(state, **{**found, "rng": jax.random.wrap_key_data(found["rng"])})
 
     def close(self) -> None:
         """Waits for pending saves."""

@@ -42,7 +42,7 @@ class NextToken:
     chunk: int = 256
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array):
-        hidden = self.model.apply(
+        hidden: Any = self.model.apply(
             {"params": params}, batch.tokens, batch.positions, batch.segment_ids, batch.branch_ids,
             batch.image_index, images=batch.images, features=batch.features, image_mask=batch.image_mask,
             deterministic=False, rngs={"dropout": rng})
@@ -91,9 +91,11 @@ class Contrastive:
     def __call__(self, params: Any, batch: Batch, rng: jax.Array):
         valid = batch.segment_ids == 1
         end = jnp.maximum(valid.sum(-1) - 1, 0)
-        image, text, scale = self.model.apply(
+        assert batch.images is not None
+        out: Any = self.model.apply(
             {"params": params}, batch.images[:, 0], batch.tokens * valid, end, deterministic=False,
             rngs={"dropout": rng})
+        image, text, scale = out
         logits = scale * jnp.einsum("id,jd->ij", image, text)
         tokens = batch.tokens * valid
         same = (tokens[:, None] == tokens[None]).all(-1).astype(jnp.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,8 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
         trainable, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), (trainable, opt_state),
             (state.trainable, state.opt_state))
-        new = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state,
+        new = dataclasses.replace(
+            state, step=state.step + 1, trainable=trainable, opt_state=opt_state,
                             skipped=state.skipped + (~good).astype(jnp.int32))
         return new, {"loss": loss * scale, "weight": weight, "grad_norm": grad_norm, "sources": metrics,
                      "skipped": new.skipped}

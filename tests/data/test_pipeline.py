@@ -143,7 +143,7 @@ def test_epochs_show_every_picture_equally_often_in_another_order_each(tiny_data
 
 
 def test_samples_without_a_supervised_token_are_dropped(tiny_dataset, tiny_tokenizer):
-    longest = max(len(tiny_tokenizer.encode(f"{q.text}\n")) + len(tiny_tokenizer.encode(q.answer)) + 1
+    longest = max(len(tiny_tokenizer.encode(q.text.rstrip("?"))) + len(tiny_tokenizer.encode(q.answer)) + 1
                   for r in open_split(tiny_dataset, "train") for q in r.questions if q.type == "what")
     text = TextConfig("compact", 1 + PATCHES + longest - 1, PATCHES)       # the longest question never fits
     mixture = [SourceConfig("general", tiny_dataset, {"what": 1.0}, form="dialogue")]
@@ -154,7 +154,7 @@ def test_samples_without_a_supervised_token_are_dropped(tiny_dataset, tiny_token
                 inside = batch["segment_ids"][row] == segment
                 assert batch["loss_weights"][row][inside].sum() > 0
                 asked.add(tiny_tokenizer.decode(batch["tokens"][row][inside].tolist()))
-    assert len(asked) == 1 and "What is this?" in asked.pop()
+    assert len(asked) == 1 and "What is this" in asked.pop()
 
 
 def test_marks_are_drawn(tiny_dataset, tiny_tokenizer):

@@ -149,7 +149,7 @@ def test_things_mentioned():
 
 def test_naming_counts_by_hand():
     # Named: car, dog | car | nothing. In the pictures: car | dog | car, sofa.
-    result = own_words.naming(["a car and a dog", "a car", "nothing"], [["car"], ["dog"], ["car", "sofa"]])
+    result = own_words.naming(["a car and a dog", "a car", "nothing"], [["car"], ["dog"], ["car", "sofa"]], [""] * 3)
     said, found = result["said"], result["found"]
     assert (said["n"], said["acc"]) == (3, pytest.approx(1 / 3))
     # In the two other pictures: car in one, dog in one | car in both.
@@ -157,6 +157,14 @@ def test_naming_counts_by_hand():
     assert (found["n"], found["acc"]) == (4, pytest.approx(1 / 4))
     # By the two other captions: car by one | dog by one | car by both, sofa by none.
     assert found["chance"] == pytest.approx((1 / 2 + 1 / 2 + 1 + 0) / 4)
+
+
+def test_naming_is_not_paid_for_telling_rooms_from_streets():
+    # Every caption lists what its setting may hold.
+    result = own_words.naming(["sofa, bed"] * 2 + ["car, bus"] * 2, [["sofa"], ["bed"], ["car"], ["bus"]],
+                              ["in", "in", "out", "out"])
+    assert result["said"]["acc"] == pytest.approx(result["said"]["chance"]) == 0.5
+    assert result["found"]["acc"] == result["found"]["chance"] == 1.0
 
 
 class Parrot:
@@ -199,7 +207,8 @@ def test_report_shows_words_scores_and_loss(tmp_path):
 @pytest.mark.slow
 def test_the_whole_command_on_real_weights(tmp_path):
     # A process of its own: one device, as a user has it, not this suite's eight.
-    command = [sys.executable, "-m", "launch.real", "--assets", str(folder().absolute()), "--out", str(tmp_path / "out"),
+    command = [sys.executable, "-m", "launch.real", "--assets", str(folder().absolute()),
+               "--out", str(tmp_path / "out"),
                "--steps", "8", "--scenes", "32", "--test-scenes", "4", "--clip", "random", "--json"]
 
     def run():
