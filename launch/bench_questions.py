@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from launch import cli
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import decode_record, encode_record
 from spatialllm_jax.questions.build import generate_questions, question_rng
@@ -22,7 +24,7 @@ _NAMES = ("car", "bus", "person", "dog", "chair", "sofa", "bed", "bicycle")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
-    result = argparse.ArgumentParser(description=__doc__)
+    result = cli.parser((__doc__ or "").splitlines()[0], prog="python -m launch.bench questions")
     result.add_argument("--scenes", type=int, default=500, help="scenes to ask about")
     result.add_argument("--objects", type=int, default=5, help="objects per scene, at most 8")
     result.add_argument("--per-type", type=int, default=3, help="questions per type and image")
@@ -30,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def bench(args: argparse.Namespace) -> dict[str, Any]:
+def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Times question generation (3DI-Ft types, and all 3D types) and the storage of records."""
+    args = parser().parse_args(argv)
     scenes = [_scene(k, args.objects) for k in range(args.scenes)]
     spatial = QuestionConfig("ft", dict.fromkeys(SPATIAL_TYPES, args.per_type))
     everything = QuestionConfig("all", dict.fromkeys((*SPATIAL_TYPES, *PROBING_TYPES), args.per_type))
@@ -59,6 +62,8 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     for data in stored:
         decode_record(data)
     result["decode_record_ms"] = round((time.perf_counter() - start) / len(records) * 1e3, 3)
+    for name, value in result.items():
+        print(f"{name:26s}{value:>12}")
     return result
 
 

@@ -15,7 +15,7 @@ from absl import logging
 
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.parallel.mesh import batch_sharding
+from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
 from spatialllm_jax.training.checkpoints import Checkpoints
 from spatialllm_jax.training.config import StageConfig
@@ -31,9 +31,7 @@ class Interrupted(Exception):
 
 def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Host rows of this process -> a global `Batch`, rows split over the data axes of the mesh."""
-    sharding = batch_sharding(mesh)
-    return Batch(**{name: jax.make_array_from_process_local_data(sharding, array)
-                    for name, array in arrays.items()})
+    return Batch(**shard_batch(arrays, mesh))
 
 
 class _Terminator:

@@ -127,5 +127,5 @@ def test_command_line(annotations, tmp_path):
 
 def test_question_speed():
     """The target is 5,000 per second and core; a loaded machine is granted a fifth of it."""
-    result = bench_questions.bench(bench_questions.parser().parse_args(["--scenes", "60", "--repeats", "1"]))
+    result = bench_questions.bench(["--scenes", "60", "--repeats", "1"])
     assert result["questions_per_second"] > 1000
