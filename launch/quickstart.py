@@ -229,7 +229,7 @@ def _side_by_side(commands: dict[str, tuple[list[str], list[tuple[Path, int]]]])
                                             stderr=subprocess.STDOUT)
         with tqdm(total=total, desc="rows", unit="step", mininterval=1.0) as bar:
             while any(process.poll() is None for process in running.values()):
-                time.sleep(1.0)
+                time.sleep(2.0)
                 done = {row: sum(_done(folder, steps) for folder, steps in stages)
                         for row, (_, stages) in commands.items()}
                 bar.update(sum(done.values()) - bar.n)
@@ -250,22 +250,31 @@ def _side_by_side(commands: dict[str, tuple[list[str], list[tuple[Path, int]]]])
 
 
 def _done(folder: Path, steps: int) -> int:
-    from spatialllm_jax.training.metrics import read_lines
-
-    if (folder / "model" / "config.json").exists():
+    if (folder / "model" / "chat.json").exists():
         return steps
-    lines = read_lines(folder / "metrics.jsonl")
-    return int(lines[-1]["step"]) if lines else 0
+    last = _last_line(folder)
+    return int(last["step"]) if last else 0
 
 
 def _last(stages: list[tuple[Path, int]]) -> str:
-    from spatialllm_jax.training.metrics import read_lines
-
     for folder, _ in reversed(stages):
-        lines = read_lines(folder / "metrics.jsonl")
-        if lines:
-            return f"{lines[-1]['loss']:.2f}"
+        if last := _last_line(folder):
+            return f"{last['loss']:.2f}"
     return "-"
+
+
+def _last_line(folder: Path) -> dict[str, Any] | None:
+    """The newest complete line of a stage's metrics, from the end of the file: this is asked all the time."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except json.JSONDecodeError:
+        return None
 
 
 def _evaluate(plan: Plan) -> None:
