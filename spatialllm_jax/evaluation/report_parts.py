@@ -134,7 +134,7 @@ def curves(title: str, lines: Sequence[tuple[str, str, Sequence[tuple[float, flo
 
     parts = []
     for value in _ticks(low, high) if log else (0.0, 0.25, 0.5, 0.75, 1.0):
-        text = f"{value:g}" if log else f"{100 * value:.0f} %"
+        text = f"{value:.3g}" if log else f"{100 * value:.0f} %"
         parts.append(f"<line class='axis' x1='{_LEFT}' x2='{_WIDTH - 8}' y1='{up(value):.1f}' y2='{up(value):.1f}'/>"
                      f"<text x='{_LEFT - 6}' y='{up(value) + 4:.1f}' text-anchor='end'>{text}</text>")
     for name, start in stages:
