@@ -51,7 +51,7 @@ test-slow: setup-test ## the longer proofs
 	$(RUN) -m pytest -m slow
 
 real: setup-quickstart ## real weights and real photographs; see docs/real.md
-	$(RUN) -m launch.fetch_assets --out assets
+	$(RUN) -m launch.fetch_assets --only smollm2,dinov2,meshes --out assets
 	$(RUN) -m launch.real --assets assets
 
 clean: ## removes the environment and runs/
