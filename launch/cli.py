@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spatialllm_jax.errors import UserError
+from spatialllm_jax.errors import Interrupted, UserError
 
 _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only",
               errno.EACCES: "permission denied", errno.EDQUOT: "the disk quota is used up"}
@@ -44,6 +44,9 @@ def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | Non
         print(f"error: cannot write: {_DISK_FULL[error.errno]}{where}; free space or choose another folder",
               file=sys.stderr)
         raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(f"terminated; saved at step {stop.step}, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(143) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

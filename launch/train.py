@@ -34,15 +34,10 @@ def main(argv: list[str]) -> dict[str, Any]:
         _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
     # Imported late: bad flags must not wait for JAX.
-    from spatialllm_jax.training.loop import Interrupted
     from spatialllm_jax.training.run import train_row
 
     started = time.monotonic()
-    try:
-        summary = train_row(config.to_dict(), workdir, show_progress=not args.quiet)
-    except Interrupted as stop:
-        print(f"terminated; saved at step {stop.step}, the same command goes on from there")
-        raise SystemExit(143) from None
+    summary = train_row(config.to_dict(), workdir, show_progress=not args.quiet)
     summary["seconds"] = round(time.monotonic() - started, 1)
     for name, metrics in summary["stages"].items():
         if metrics:

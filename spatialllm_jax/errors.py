@@ -1,4 +1,6 @@
-"""The one error that speaks to the user."""
+"""What ends a command on purpose."""
+
+import dataclasses
 
 
 class UserError(Exception):
@@ -7,3 +9,10 @@ class UserError(Exception):
     The message is one sentence that names the file, key or flag and says what to do. Commands
     print it without a traceback and exit with code 2 (see `launch.cli`).
     """
+
+
+@dataclasses.dataclass
+class Interrupted(Exception):
+    """SIGTERM arrived during training; everything was saved at `step`."""
+
+    step: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -14,19 +13,12 @@ import numpy as np
 from absl import logging
 
 from spatialllm_jax.data.batch import Batch
-from spatialllm_jax.errors import UserError
+from spatialllm_jax.errors import Interrupted, UserError
 from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
 from spatialllm_jax.training.checkpoints import Checkpoints
 from spatialllm_jax.training.config import StageConfig
 from spatialllm_jax.training.step import TrainState
-
-
-@dataclasses.dataclass
-class Interrupted(Exception):
-    """SIGTERM arrived; the state was saved at `step`."""
-
-    step: int
 
 
 def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:

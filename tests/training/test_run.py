@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from spatialllm_jax.errors import UserError
+from spatialllm_jax.errors import Interrupted, UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.parallel.mesh import make_mesh
 from spatialllm_jax.training import loop, run
-from spatialllm_jax.training.loop import Interrupted
 
 GENERAL = {"colour": 1.0, "closer_to_camera": 1.0}
 
