@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import flax.struct
-import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
@@ -43,8 +42,3 @@ class Batch:
     def shape(self) -> tuple[int, int]:
         """(B, T)."""
         return self.tokens.shape[0], self.tokens.shape[1]
-
-
-def num_samples(batch: Batch) -> jax.Array:
-    """Number of samples (segments) in the batch, padding not counted."""
-    return batch.segment_ids.max(axis=-1).sum()

@@ -123,7 +123,7 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(tokenizer.id(name) for name in names if tokenizer.has(name)))
 
 
-def _pad_to_budget(turns: int, lengths: Sequence[int], trunk: int, budget: int | None) -> int:
+def _turns_that_fit(turns: int, lengths: Sequence[int], trunk: int, budget: int | None) -> int:
     """How many leading turns fit into `budget` tokens together with the trunk."""
     if budget is None:
         return turns
@@ -194,7 +194,7 @@ def _assemble(trunk: Sequence[int], num_image_tokens: int,
               max_length: int | None) -> Encoded:
     base = len(trunk) + num_image_tokens
     lengths = [len(ask) + len(reply) for ask, reply in pieces]
-    kept = _pad_to_budget(len(pieces), lengths, base, max_length)
+    kept = _turns_that_fit(len(pieces), lengths, base, max_length)
     total = base + sum(lengths[:kept])
     tokens = np.zeros(total, np.int32)
     supervised = np.zeros(total, bool)

@@ -14,7 +14,6 @@ import grain
 import numpy as np
 
 from spatialllm_jax.data import chat, images, samples
-from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.data.features import FeatureStore
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.data.tokenizer import Tokenizer
@@ -158,8 +157,3 @@ def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, row
         max_sequences_per_bin=None if rows.packing else 1)
     stream = stream.map(_Finish(rows, text.num_image_tokens, shape))
     return stream.batch(rows.batch_size // process_count, drop_remainder=True)
-
-
-def as_batch(arrays: Mapping[str, Any]) -> Batch:
-    """A `Batch` from the pipeline's dict."""
-    return Batch(**arrays)

@@ -25,11 +25,12 @@ from spatialllm_jax.models.linear import merge_lora
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
 from spatialllm_jax.parallel.mesh import make_mesh
-from spatialllm_jax.parallel.rules import param_shardings
+from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import run_stage
+from spatialllm_jax.training.metrics import read_lines
 from spatialllm_jax.training.objectives import Contrastive, NextToken
 from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
@@ -80,8 +81,8 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: 
                 pool.update(_train_stage(stage, config, model, tokenizer, mesh, pool, weights, folder,
                                          jax.random.fold_in(jax.random.key(config["seed"]), index),
                                          show_progress))
-            last = _last_metrics(folder)
-            summary["stages"][stage.name] = last
+            lines = read_lines(folder / "metrics.jsonl")
+            summary["stages"][stage.name] = lines[-1] if lines else {}
     summary["model"] = str(workdir / stages[-1].name / MODEL)
     return summary
 
@@ -184,7 +185,8 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
         # The encoders' work is done: the step needs neither them nor their memory.
         frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
     tx = optimizer.build(stage.optimizer, stage.steps)
-    state = _place(init_state(trainable, frozen, tx, step_key), shardings, mesh)
+    state = init_state(trainable, frozen, tx, step_key)
+    state = jax.device_put(state, state_shardings(state, parts.abstract, mesh))
     objective = NextToken(SpatialLLM(parts.config), len(stage.sources), stage.loss_chunk) \
         if isinstance(parts.config, ModelConfig) else Contrastive(CLIP(parts.config))
     # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
@@ -209,26 +211,9 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     return result
 
 
-def _place(state: Any, shardings: Flat, mesh: jax.sharding.Mesh) -> Any:
-    """Moments follow their parameters, scalars are replicated."""
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    def target(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        keys = [getattr(entry, "key", None) for entry in path]
-        sharding = next((shardings[k] for k in keys if isinstance(k, str) and k in shardings), everywhere)
-        return jax.device_put(leaf, sharding)
-
-    return jax.tree_util.tree_map_with_path(target, state)
-
-
 def _store_config(config: Mapping[str, Any], workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     file, text = workdir / "config.json", json.dumps(config, indent=1, sort_keys=False)
     if file.exists() and json.loads(file.read_text()) != json.loads(text):
         raise UserError(f"{workdir} holds a run of another config; choose another --workdir or delete it")
     file.write_text(text)
-
-
-def _last_metrics(folder: Path) -> dict[str, Any]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-    return json.loads(lines[-1]) if lines else {}

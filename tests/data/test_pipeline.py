@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spatialllm_jax.data import images, pipeline
+from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.data.features import FeatureStore, build
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
 from spatialllm_jax.data.storage import open_split
@@ -60,7 +61,7 @@ def test_shapes_and_types(tiny_dataset, tiny_tokenizer):
     assert batch["loss_weights"].shape == (4, 96)
     assert batch["images"].shape == (4, 4, 16, 16, 3) and batch["images"].dtype == np.uint8
     assert batch["image_mask"].shape == (4, 4) and batch["image_mask"].dtype == bool
-    assert pipeline.as_batch(batch).shape == (4, 96)
+    assert Batch(**batch).shape == (4, 96)
 
 
 def test_packing_keeps_samples_apart_and_images_in_their_slots(tiny_dataset, tiny_tokenizer):
