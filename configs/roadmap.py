@@ -33,6 +33,12 @@ GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_righ
 PROBING = {"depth": 1.0, "distance": 0.7, "azimuth": 1.5, "elevation": 0.3}
 SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.0, "facing_object": 1.0,
            "same_direction": 1.0, "higher": 1.0, "on_which_side": 1.0}
+# What visual tokens are told to show in stage 1 at `tiny`: what 2D boxes carry, and what 3D boxes add.
+FLAT_WORDS = ("category", "colour")
+SOLID_WORDS = ("category", "colour", "azimuth", "distance")
+# Half of the tiny model's questions go to what it can learn in minutes; probing goes on, as a model this small
+# forgets quickly.
+TINY_FT = {**SPATIAL, "closer_to_camera": 2.0, "facing_camera": 3.0, "azimuth": 1.0, "depth": 1.0}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
 
 
@@ -124,10 +130,11 @@ def _tiny(row: str) -> ConfigDict:
     config.weights["vision/clip"] = "runs/quickstart/clip/clip/model"
     if model == "tiny":
         config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
-    rows = {"batch_size": 8, "length": 128, "images": 1, "image_size": 168, "packing": False}
+    rows = {"batch_size": 8, "length": 160, "images": 1, "image_size": 168, "packing": False}
     # No pretrained language model is this small, so the random one trains from stage 1 on.
     common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "template": "compact",
-              "system": "", "stored_features": True, "log_every": 20}
+              "system": "", "stored_features": True, "patch_weight": 1.0, "loss_chunk": 32,
+              "log_every": 20}
     rate = {"b2": 0.98, "weight_decay": 0.05, "clip": 1.0, "schedule": "hold_linear"}
     if stage0:
         contrastive = stage0 == "contrastive"
@@ -137,18 +144,27 @@ def _tiny(row: str) -> ConfigDict:
             "rows": {**rows, "batch_size": 32, "length": 64 if contrastive else 160},
             "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "template": "compact", "system": "",
             "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}
+    words = SOLID_WORDS if align else FLAT_WORDS
+    config.stages.patches = {
+        **common, "objective": "patch_words", "trainable": "connector|llm/(embedding|norm)", "steps": 800,
+        "rows": {**rows, "batch_size": 16, "length": 64},
+        "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, **rate},
+        "sources": {"boxes": {**_source(data, {}, 1.0, "patches"), "patch_words": words}}}
     config.stages.align = {
-        **common, "steps": 1600, "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, "hold": 1.0, **rate},
-        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 8)}}
+        **common, "steps": 900, "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, "hold": 1.0, **rate},
+        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 12)}}
     config.stages.tune = {
-        **common, "steps": 1900, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
-        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 8)}}
+        **common, "steps": 1800, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
+        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 12)}}
     if align:
         config.stages.align.sources.captions.weight = 0.4
-        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 8)
+        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 12)
     if tune:
         config.stages.tune.sources.general.weight = 0.3
-        config.stages.tune.sources[tune] = _source(data, SPATIAL, 0.7, "branches", 8)
+        config.stages.tune.sources[tune] = _source(data, TINY_FT, 0.7, "branches", 12)
+    for stage in (config.stages.align, config.stages.tune):
+        for source in stage.sources.values():
+            source.patch_words = words
     return config
 
 

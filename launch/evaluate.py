@@ -41,12 +41,15 @@ def main(argv: list[str]) -> dict[str, Any]:
     records = open_split(args.data, args.split)
     count = min(args.limit, len(records)) if args.limit > 0 else len(records)
     items = spatial_vqa.select(records[index] for index in range(count))
-    stored = None
+    engine = load_engine(args.model, batch_size=args.batch_size)
     if args.features:
-        from spatialllm_jax.training.features import features_of_model
+        from spatialllm_jax.training.features import stored_features
+        from spatialllm_jax.training.partition import flatten
 
-        stored = features_of_model(args.model, args.data, args.split, args.features, show_progress=not args.quiet)
-    engine = load_engine(args.model, batch_size=args.batch_size, features=stored)
+        engine.features = stored_features(
+            engine.model.config, flatten(engine.params), [(args.data, args.split)],
+            image_size=engine.settings.image_size, resize=engine.settings.resize, folder=args.features,
+            show_progress=not args.quiet)[args.data, args.split]
     out = Path(args.out or Path(args.model).parent / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"model": args.model, "data": args.data, "answer": args.answer}

@@ -30,7 +30,7 @@ from spatialllm_jax.errors import UserError
 
 ROWS = {"llama3": "without 3D data", "align_in166k": "with 3D data"}
 CONFIG = "configs/roadmap.py"
-SCENES, TEST_SCENES = 3200, 600
+SCENES, TEST_SCENES = 4800, 1000
 
 
 @dataclasses.dataclass(frozen=True)

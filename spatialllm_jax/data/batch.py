@@ -23,6 +23,7 @@ class Batch:
         images: pixels as they come from disk, resized; encoders normalise them inside jit.
         image_mask: which of the N image slots are real.
         image_index: patch that fills the position, counted over the row's N x P visual tokens; -1 for text.
+        patch_targets: token ids of the words that describe each visual token, -1 for none (`data.patch_words`).
         features: instead of `images`, precomputed outputs of the frozen vision encoders; see `data.features`.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     images: UInt8[Array, "B N H W 3"] | None = None
     image_mask: Bool[Array, "B N"] | None = None
     features: Float[Array, "B N P C"] | None = None
+    patch_targets: Int[Array, "B N_tokens W"] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -87,7 +87,8 @@ def build(folder: str | Path, key: str, ids: Sequence[str],
         if meta["key"] == key and meta["ids"] == list(ids):
             return FeatureStore(str(folder), key)
         shutil.rmtree(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    # Two programs may want the same features at once: each writes its own, and the last one's stay.
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     array = None
@@ -108,5 +109,6 @@ def build(folder: str | Path, key: str, ids: Sequence[str],
         raise UserError(f"there are no images to encode for {folder}")
     array.flush()
     (partial / _META).write_text(json.dumps({"key": key, "ids": list(ids)}))
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return FeatureStore(str(folder), key)

@@ -92,11 +92,9 @@ def resize(
             shortest edge and crops the centre (LLaVA stage 1), "stretch" ignores the aspect.
     """
     height, width = image.shape[:2]
-    if mode not in RESIZES:
-        raise UserError(f"resize mode {mode!r} is unknown; choose from {', '.join(RESIZES)}")
+    moved = transform(width, height, size, mode)
     if mode == "stretch":
-        scale = (size / width, size / height)
-        return _scaled(image, size, size), Transform(scale, (0.0, 0.0), size)
+        return _scaled(image, size, size), moved
     if mode == "pad":
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
@@ -105,15 +103,26 @@ def resize(
             canvas[:] = MEAN_COLOUR
             canvas[top : top + height, left : left + width] = image
             image = canvas
+        return _scaled(image, size, size), moved
+    left, top = (-round(offset) for offset in moved.offset)
+    scaled = _scaled(image, round(width * moved.scale[0]), round(height * moved.scale[1]))
+    return np.ascontiguousarray(scaled[top : top + size, left : left + size]), moved
+
+
+def transform(width: int, height: int, size: int, mode: str = "pad") -> Transform:
+    """How `resize` moves the pixels of a `width` x `height` image."""
+    if mode not in RESIZES:
+        raise UserError(f"resize mode {mode!r} is unknown; choose from {', '.join(RESIZES)}")
+    if mode == "stretch":
+        return Transform((size / width, size / height), (0.0, 0.0), size)
+    if mode == "pad":
+        side = max(width, height)
         factor = size / side
-        return _scaled(image, size, size), Transform((factor, factor), (left * factor, top * factor), size)
+        return Transform((factor, factor), ((side - width) // 2 * factor, (side - height) // 2 * factor), size)
     factor = size / min(width, height)
     new_width, new_height = max(round(width * factor), size), max(round(height * factor), size)
-    left, top = (new_width - size) // 2, (new_height - size) // 2
-    scaled = _scaled(image, new_width, new_height)[top : top + size, left : left + size]
-    return np.ascontiguousarray(scaled), Transform(
-        (new_width / width, new_height / height), (-float(left), -float(top)), size
-    )
+    return Transform((new_width / width, new_height / height),
+                     (-float((new_width - size) // 2), -float((new_height - size) // 2)), size)
 
 
 def _scaled(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:

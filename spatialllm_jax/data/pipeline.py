@@ -15,6 +15,8 @@ import numpy as np
 
 from spatialllm_jax.data import chat, images, samples
 from spatialllm_jax.data.features import FeatureStore
+from spatialllm_jax.data.patch_words import MAX_WORDS, patch_targets
+from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.data.tokenizer import Tokenizer
 from spatialllm_jax.errors import UserError
@@ -47,20 +49,34 @@ class RowConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PatchMap:
+    """How visual tokens lie on the image, for patch words.
+
+    Attributes:
+        grid: visual tokens per side; an encoder-wise `interleave` puts several on one place.
+        resize: of `RowConfig`.
+    """
+
+    grid: int
+    resize: str
+
+
+@dataclasses.dataclass(frozen=True)
 class _ImageRef:
     image_id: str
     encoded: bytes
     marks: tuple[Region, ...]
     store: FeatureStore | None
+    patches: np.ndarray | None
 
 
 class _Encode(grain.transforms.RandomMap):
     """Record -> tokenised sample (a dict of arrays), or None when nothing supervised is left."""
 
     def __init__(self, tokenizer: Tokenizer, text: samples.TextConfig, source: samples.SourceConfig,
-                 source_id: int, store: FeatureStore | None):
+                 source_id: int, store: FeatureStore | None, patches: PatchMap | None):
         self._tokenizer, self._text, self._source, self._source_id = tokenizer, text, source, source_id
-        self._store = store
+        self._store, self._patches = store, patches
 
     def random_map(self, element, rng: np.random.Generator):
         questions = samples.draw_questions(element, self._source, rng)
@@ -68,13 +84,20 @@ class _Encode(grain.transforms.RandomMap):
         if encoded is None:
             return None
         targets, weights = chat.next_token_targets(encoded)
-        reference = _ImageRef(element.image_id, element.image, samples.marks_of(questions), self._store)
+        reference = _ImageRef(element.image_id, element.image, samples.marks_of(questions), self._store,
+                              None if self._patches is None else self._words(element, self._patches))
         return {
             "tokens": encoded.tokens, "targets": targets, "loss_weights": weights,
             "positions": encoded.positions, "branch_ids": encoded.branch_ids,
             "source_ids": np.full(encoded.length, self._source_id, np.int32),
             "image_index": encoded.image_index, "slots": np.ones(1, np.int32), "image": reference,
         }
+
+    def _words(self, record: ImageRecord, patches: PatchMap) -> np.ndarray:
+        if not self._source.patch_words:
+            return np.full((self._text.num_image_tokens, MAX_WORDS), -1, np.int32)
+        targets = patch_targets(record, self._tokenizer, self._source.patch_words, patches.grid, patches.resize)
+        return np.repeat(targets, self._text.num_image_tokens // len(targets), axis=0)
 
 
 class _Finish(grain.transforms.Map):
@@ -96,6 +119,10 @@ class _Finish(grain.transforms.Map):
             row["features"] = self._features(references, self._shape)
         else:
             row["images"] = self._pixels(references)
+        if references[0].patches is not None:
+            empty = np.full_like(references[0].patches, -1)
+            row["patch_targets"] = np.concatenate(
+                [reference.patches for reference in references] + [empty] * (self._rows.images - len(references)))
         return row
 
     def _features(self, references: Sequence[_ImageRef], shape: tuple[int, int]) -> np.ndarray:
@@ -123,11 +150,13 @@ def _kept(element: Any) -> bool:
 
 def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, rows: RowConfig,
           tokenizer: Tokenizer, *, seed: int, features: Mapping[tuple[str, str], FeatureStore] | None = None,
+          patches: PatchMap | None = None,
           process_index: int = 0, process_count: int = 1, threads: int = 2) -> grain.IterDataset:
     """An endless dataset of batches (dicts of numpy arrays) for this process.
 
     Args:
         features: (dataset path, split) -> stored features of its images; all sources or none.
+        patches: adds `patch_targets` to the batches.
 
     Raises:
         UserError: when a dataset is missing, empty or holds none of the wanted question types.
@@ -145,7 +174,7 @@ def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, row
             raise UserError(f"source {source.name!r}: {source.path} split {source.split!r} has no records")
         part = grain.MapDataset.source(records).seed(seed + 1000 * index).shuffle().repeat()
         parts.append(part.random_map(_Encode(
-            tokenizer, text, source, index, stores[index] if stores else None)))
+            tokenizer, text, source, index, stores[index] if stores else None, patches)))
         weights.append(source.weight)
     dataset = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights)
     dataset = dataset[process_index::process_count]

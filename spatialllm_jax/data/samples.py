@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from spatialllm_jax.data import chat
+from spatialllm_jax.data.patch_words import ATTRIBUTES
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.tokenizer import Tokenizer
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.types import Question, Region
 
-FORMS = ("branches", "dialogue", "plain", "contrastive")
+FORMS = ("branches", "dialogue", "plain", "contrastive", "patches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,11 @@ class SourceConfig:
         types: question type -> relative weight of being drawn; questions of other types are left out.
         weight: share of this source in the mixture.
         form: "branches": independent questions share the image; "dialogue": they follow each other;
-            "plain": LLaVA's stage-1 captions, no question; "contrastive": image-caption pairs for stage 0.
+            "plain": LLaVA's stage-1 captions, no question; "contrastive": image-caption pairs for stage 0;
+            "patches": the image alone, for the objective "patch_words".
         questions: number of questions drawn per sample (forms "branches" and "dialogue").
+        patch_words: attributes that describe every visual token (`data.patch_words.ATTRIBUTES`), for stages
+            that train on them.
     """
 
     name: str
@@ -37,12 +41,16 @@ class SourceConfig:
     weight: float = 1.0
     form: str = "branches"
     questions: int = 1
+    patch_words: Sequence[str] = ()
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise UserError(f"source {self.name!r}: unknown form {self.form!r}; choose one of {', '.join(FORMS)}")
-        if not self.types:
+        if not self.types and self.form != "patches":
             raise UserError(f"source {self.name!r} names no question types")
+        if unknown := set(self.patch_words) - set(ATTRIBUTES):
+            raise UserError(f"source {self.name!r}: unknown patch words {sorted(unknown)}; choose from "
+                            f"{', '.join(ATTRIBUTES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +111,11 @@ def marks_of(questions: Sequence[Question]) -> tuple[Region, ...]:
 def encode_sample(tokenizer: Tokenizer, text: TextConfig, source: SourceConfig,
                   questions: Sequence[Question]) -> chat.Encoded | None:
     """Tokenises drawn questions in the source's form; None when no supervised token is left."""
+    begin = chat.begin_token(tokenizer)
+    if source.form == "patches":
+        return chat.encode_plain(tokenizer, None, begin=begin, num_image_tokens=text.num_image_tokens)
     if not questions:
         return None
-    begin = chat.begin_token(tokenizer)
     if source.form == "plain":
         encoded = chat.encode_plain(tokenizer, questions[0].answer, begin=begin, max_length=text.max_length,
                                     num_image_tokens=text.num_image_tokens)

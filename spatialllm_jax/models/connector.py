@@ -24,6 +24,13 @@ def resample(features: Float[Array, "M P C"], grid: int) -> Float[Array, "M grid
     return rearrange(square, "m h w c -> m (h w) c")
 
 
+def standardized(features: Float[Array, "M P C"]) -> Float[Array, "M P C"]:
+    """Every patch's features at mean 0 and variance 1, in float32."""
+    features = features.astype(jnp.float32)
+    centred = features - features.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+
+
 class Projector(nn.Module):
     """Linear - GELU (exact) - Linear ..., LLaVA-1.5's connector at two layers."""
 
@@ -66,12 +73,13 @@ class Connector(nn.Module):
             raise ValueError(f"features have shape {features.shape[1:]}, the connector expects {expected}")
         parts, start = [], 0
         for _, width in self.encoders:
-            parts.append(features[..., start:start + width])
+            part = features[..., start:start + width]
+            parts.append(standardized(part) if c.norm == "layer" else part)
             start += width
         if c.mix == "concat":
             shared = Projector(c, self.width, self.dtype)
             nn.share_scope(self, shared)
-            return shared(self._merge(features))
+            return shared(self._merge(jnp.concatenate(parts, axis=-1)))
         tokens = [Projector(c, self.width, self.dtype, name=name)(self._merge(part))
                   for (name, _), part in zip(self.encoders, parts, strict=True)]
         if c.mix == "sum":

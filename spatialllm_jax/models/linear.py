@@ -26,6 +26,7 @@ class Linear(nn.Module):
     Attributes:
         init_scale: variance of the kernel times fan-in; projections back into a residual stream pass
             1 / (2 depth), so that the stream's variance does not grow with depth.
+        kernel_init: another initialiser of the kernel; `init_scale` is then without effect.
     """
 
     features: int
@@ -33,10 +34,11 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
     lora: LoRAConfig | None = None
     init_scale: float = 1.0
+    kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"], deterministic: bool = True) -> Float[Array, "*batch o"]:
-        kernel_init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+        kernel_init = self.kernel_init or nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
         y = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))

@@ -98,15 +98,20 @@ class LlamaAttention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         c = self.config
 
-        def project(name: str, heads: int) -> Float[Array, "B T heads Dh"]:
-            y = Linear(heads * c.head_dim, use_bias=False, dtype=self.dtype, lora=self.lora, name=name)(
-                x, deterministic)
-            y = rearrange(y, "b t (h d) -> b t h d", h=heads)
+        def linear(name: str, heads: int, init: nn.initializers.Initializer | None = None) -> Linear:
+            return Linear(heads * c.head_dim, use_bias=False, dtype=self.dtype, lora=self.lora, kernel_init=init,
+                          name=name)
+
+        def project(to: Linear) -> Float[Array, "B T heads Dh"]:
+            y = rearrange(to(x, deterministic), "b t (h d) -> b t h d", d=c.head_dim)
             return constrain(y, ("batch", None, "heads", None))
 
-        q = rotate(project("query", c.num_heads), *rope)
-        k = rotate(project("key", c.num_kv_heads), *rope)
-        v = project("value", c.num_kv_heads)
+        match = c.attention_init == "match"
+        query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
+        q = rotate(project(query), *rope)
+        keys = _first_of_group(_kernel_of(query), c) if match else None
+        k = rotate(project(linear("key", c.num_kv_heads, keys)), *rope)
+        v = project(value)
         if cache is not None:
             if cache_start is None:
                 raise ValueError("a cache needs cache_start, the slot of the first of the new keys")
@@ -115,9 +120,31 @@ class LlamaAttention(nn.Module):
                           jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at))
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
         out = rearrange(attention(q, k, v, mask, self.attention), "b t h d -> b t (h d)")
+        back = _transposed(_kernel_of(value), c) if match else None
         out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
-                     name="out")(out, deterministic)
+                     kernel_init=back, name="out")(out, deterministic)
         return out, cache
+
+
+def _kernel_of(linear: Linear) -> Float[Array, "i o"]:
+    """The kernel of a linear layer that has been called."""
+    kernel: Float[Array, "i o"] = linear.variables["params"]["kernel"]
+    return kernel
+
+
+def _first_of_group(query: Float[Array, "D HDh"], config: LlamaConfig) -> nn.initializers.Initializer:
+    """Initialises keys with the kernel of the first query head that each of them serves."""
+    heads = rearrange(query, "i (k g d) -> i k g d", k=config.num_kv_heads, d=config.head_dim)
+    kernel = rearrange(heads[:, :, 0], "i k d -> i (k d)")
+    return lambda key, shape, dtype=jnp.float32: kernel.astype(dtype)
+
+
+def _transposed(value: Float[Array, "D KDh"], config: LlamaConfig) -> nn.initializers.Initializer:
+    """Initialises the output of every head with the transpose of its values, at the usual variance."""
+    heads = jnp.repeat(rearrange(value, "i (k d) -> k d i", d=config.head_dim),
+                       config.num_heads // config.num_kv_heads, axis=0)
+    scale = (0.5 / config.depth * config.width / (config.num_heads * config.head_dim)) ** 0.5
+    return lambda key, shape, dtype=jnp.float32: (scale * rearrange(heads, "h d o -> (h d) o")).astype(dtype)
 
 
 class LlamaMLP(nn.Module):
@@ -191,6 +218,10 @@ class Llama(nn.Module):
         if states:
             return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
         return constrain(self.norm(x), ("batch", None, None)), cache
+
+    def read(self, embeddings: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Embeddings under the final norm, without any layer: what `logits` would say of the input itself."""
+        return self.norm(embeddings.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits of normed hidden states, in float32."""

@@ -52,9 +52,12 @@ LLAMA31_8B = replace(LLAMA3_8B, rope_scaling=RopeScaling())
 SMOLLM2_135M = LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, rope_theta=100000.0, tie_embeddings=True)
 
 TINY_CLIP = clip_vision(168, 28, 128, 4, 4)
-TINY_DINOV2 = replace(DINOV2_S, image_size=168)
-TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, tie_embeddings=True, embedding_init=0.2)
-TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2, hidden=256)
+# At 168 px an early layer tells an object's sides apart better than the last but one, and takes half the time
+# (`python -m launch.probe`).
+TINY_DINOV2 = replace(DINOV2_S, image_size=168, feature_layer=6)
+TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, rope_theta=500000.0, tie_embeddings=True, embedding_init=0.2,
+                         attention_init="match")
+TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2, hidden=256, norm="layer")
 
 NANO_CLIP = clip_vision(16, 8, 16, 2, 2)
 NANO_DINOV2 = dinov2_vision(16, 24, 2, 2, patch_size=4, pretrain_grid=3)

@@ -91,6 +91,14 @@ class SpatialLLM(nn.Module):
         patches = jnp.take_along_axis(visual, jnp.maximum(image_index, 0)[..., None], axis=1)
         return jnp.where((image_index >= 0)[..., None], patches.astype(text.dtype), text)
 
+    def read_patches(
+        self, images: UInt8[Array, "B N H W 3"] | None = None, features: Float[Array, "B N P C"] | None = None,
+        image_mask: Bool[Array, "B N"] | None = None, deterministic: bool = True,
+    ) -> Float[Array, "B N_tokens D"]:
+        """What `logits` reads words from in the visual tokens themselves: the connector's outputs under the
+        language model's final norm, without any of its layers."""
+        return self.llm.read(self.visual_tokens(images, features, image_mask, deterministic))
+
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"],
         branch_ids: Int[Array, "B T"], image_index: Int[Array, "B T"],
@@ -105,8 +113,22 @@ class SpatialLLM(nn.Module):
         visual = None
         if images is not None or features is not None:
             visual = self.visual_tokens(images, features, image_mask, deterministic)
-        embeddings = self.embed(tokens, visual, image_index)
-        hidden, _ = self.llm(embeddings, positions, self_mask(segment_ids, branch_ids),
+        return self._hidden(tokens, positions, segment_ids, branch_ids, image_index, visual, deterministic)
+
+    def with_patches(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"],
+        branch_ids: Int[Array, "B T"], image_index: Int[Array, "B T"],
+        images: UInt8[Array, "B N H W 3"] | None = None, features: Float[Array, "B N P C"] | None = None,
+        image_mask: Bool[Array, "B N"] | None = None, deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N_tokens D"]]:
+        """`__call__` and `read_patches` with one pass through the connector."""
+        visual = self.visual_tokens(images, features, image_mask, deterministic)
+        return self._hidden(tokens, positions, segment_ids, branch_ids, image_index, visual, deterministic), \
+            self.llm.read(visual)
+
+    def _hidden(self, tokens: Array, positions: Array, segment_ids: Array, branch_ids: Array, image_index: Array,
+                visual: Array | None, deterministic: bool) -> Array:
+        hidden, _ = self.llm(self.embed(tokens, visual, image_index), positions, self_mask(segment_ids, branch_ids),
                              deterministic=deterministic)
         return hidden
 

@@ -13,6 +13,7 @@ from spatialllm_jax.models.config import LoRAConfig
 from spatialllm_jax.training.optimizer import OptimizerConfig
 
 T = TypeVar("T")
+OBJECTIVES = ("next_token", "patch_words", "contrastive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class StageConfig:
 
     Attributes:
         name: folder of the stage within the run.
-        objective: "next_token" or "contrastive".
+        objective: "next_token", "patch_words" or "contrastive".
         trainable: regular expression of the parameter paths that train.
         steps: number of updates.
         rows: static shapes of a batch.
@@ -31,6 +32,7 @@ class StageConfig:
         accumulate: micro-batches per update.
         lora: low-rank updates on the vision encoders while this stage runs, merged at its end.
         stored_features: compute the frozen encoders' features once instead of at every step.
+        patch_weight: under "next_token", weight of a visual token's words next to a supervised token's 1.
         loss_chunk: positions per chunk of the cross-entropy.
         save_every, log_every: in steps.
         max_skipped: non-finite steps tolerated before the run stops.
@@ -48,15 +50,16 @@ class StageConfig:
     accumulate: int = 1
     lora: LoRAConfig | None = None
     stored_features: bool = False
+    patch_weight: float = 0.0
     loss_chunk: int = 256
     save_every: int = 1000
     log_every: int = 10
     max_skipped: int = 10
 
     def __post_init__(self):
-        if self.objective not in ("next_token", "contrastive"):
+        if self.objective not in OBJECTIVES:
             raise UserError(f"stage {self.name!r}: unknown objective {self.objective!r}; "
-                            "choose next_token or contrastive")
+                            f"choose one of {', '.join(OBJECTIVES)}")
         if self.steps < 1 or self.rows.batch_size < 1 or self.accumulate < 1:
             raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1")
         if self.rows.batch_size % self.accumulate:
@@ -67,9 +70,17 @@ class StageConfig:
                             "set accumulate to 1")
         if not self.sources:
             raise UserError(f"stage {self.name!r} has no data sources")
+        if self.needs_patch_words and not any(source.patch_words for source in self.sources):
+            raise UserError(f"stage {self.name!r} trains on patch words, but none of its sources names any: set "
+                            "patch_words of a source")
         if self.stored_features and self.trains_vision:
             raise UserError(f"stage {self.name!r} trains a vision encoder, whose features cannot be stored; "
                             "set stored_features to False")
+
+    @property
+    def needs_patch_words(self) -> bool:
+        """Whether batches must carry `patch_targets`."""
+        return self.objective == "patch_words" or self.patch_weight > 0
 
     @property
     def trains_vision(self) -> bool:

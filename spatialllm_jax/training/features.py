@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -58,13 +57,3 @@ def features_key(model: ModelConfig, vision: Mapping[str, jax.Array], image_size
         digest.update(path.encode())
         digest.update(np.asarray(vision[path]).tobytes())
     return digest.hexdigest()
-
-
-def features_of_model(folder: str | Path, path: str, split: str, store_folder: str, *,
-                      show_progress: bool = True) -> FeatureStore:
-    """The stored features of a dataset split under a finished model's encoders."""
-    chat = json.loads((Path(folder) / "chat.json").read_text())
-    config: Any = store.load_config(folder)
-    return stored_features(config, store.load_params(folder, "vision"), [(path, split)],
-                           image_size=chat["image_size"], resize=chat["resize"], folder=store_folder,
-                           show_progress=show_progress)[path, split]

@@ -64,7 +64,7 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
         logging.info("stage %s resumes at step %d", stage.name, int(state.step))
     step = int(state.step)
     log = metrics_lib.MetricsLog(folder, step)
-    names = [source.name for source in stage.sources]
+    names = ["patches"] if stage.objective == "patch_words" else [*(source.name for source in stage.sources), "patches"]
     pending: list[Any] = []
     started, waited = time.monotonic(), 0.0
     try:

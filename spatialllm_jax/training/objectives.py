@@ -1,4 +1,4 @@
-"""What is minimised: next-token prediction (stages 0-2) and image-text contrast (stage 0).
+"""What is minimised: next-token prediction (stages 0-2), patch words (stage 1) and image-text contrast (stage 0).
 
 Every objective returns *sums* and the weight they are to be divided by, so that accumulation over
 micro-batches and means over devices weigh every supervised token the same. (LLaVA averages per-device
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.clip_text import CLIP
@@ -35,45 +35,116 @@ class NextToken:
         model: the model.
         num_sources: number of data sources, for per-source sums.
         chunk: positions per chunk.
+        patch_weight: weight of a visual token's words (`patch_sums`) next to a supervised token's 1; 0 leaves
+            them out. Their sums come after those of the sources.
     """
 
     model: SpatialLLM
     num_sources: int = 1
     chunk: int = 256
+    patch_weight: float = 0.0
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array):
-        hidden: Any = self.model.apply(
-            {"params": params}, batch.tokens, batch.positions, batch.segment_ids, batch.branch_ids,
-            batch.image_index, images=batch.images, features=batch.features, image_mask=batch.image_mask,
-            deterministic=False, rngs={"dropout": rng})
-        return token_sums(self.model, params, hidden, batch, self.num_sources, self.chunk)
+        def run(method: str | None) -> Any:
+            return self.model.apply(
+                {"params": params}, batch.tokens, batch.positions, batch.segment_ids, batch.branch_ids,
+                batch.image_index, images=batch.images, features=batch.features, image_mask=batch.image_mask,
+                deterministic=False, rngs={"dropout": rng}, method=method)
+
+        if self.patch_weight == 0 or batch.patch_targets is None:
+            return token_sums(self.model, params, run(None), batch, self.num_sources, self.chunk)
+        hidden, patches = run("with_patches")
+        loss, weight, sums = token_sums(self.model, params, hidden, batch, self.num_sources, self.chunk)
+        patch_loss, patch_weight, patch = patch_sums(self.model, params, patches, batch.patch_targets, self.chunk)
+        scale = self.patch_weight
+        return loss + scale * patch_loss, weight + scale * patch_weight, \
+            jax.tree.map(lambda a, b: jnp.concatenate([a, b]), sums, patch)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchWords:
+    """The words of the visual tokens alone: trains the connector and the embeddings, and runs no layer."""
+
+    model: SpatialLLM
+    chunk: int = 256
+
+    def __call__(self, params: Any, batch: Batch, rng: jax.Array):
+        assert batch.patch_targets is not None
+        patches: Any = self.model.apply(
+            {"params": params}, images=batch.images, features=batch.features, image_mask=batch.image_mask,
+            deterministic=False, rngs={"dropout": rng}, method="read_patches")
+        return patch_sums(self.model, params, patches, batch.patch_targets, self.chunk)
+
+
+def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], targets: Int[Array, "B P W"],
+               chunk: int):
+    """(loss sum, weight, metric sums `[1]`) of visual tokens against the words that describe them.
+
+    The loss of a token is the mean of -log p(word) over its words: the cross-entropy against a bag of words.
+    Tokens without words weigh nothing. "right" counts tokens whose likeliest word is one of theirs.
+    """
+
+    def one(h, wanted):
+        logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
+        valid = wanted >= 0
+        picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
+        count = valid.sum(-1)
+        mean = (picked * valid).sum(-1) / jnp.maximum(count, 1)
+        losses = jnp.where(count > 0, jax.nn.logsumexp(logits, axis=-1) - mean, 0.0)
+        right = (logits.argmax(-1)[..., None] == wanted).any(-1)
+        return jnp.stack([losses.sum(), (count > 0).sum().astype(jnp.float32), right.sum().astype(jnp.float32)])
+
+    loss, weight, right = _over_chunks(one, (patches, targets), chunk, (0, -1))
+    return loss, weight, {"loss": loss[None], "weight": weight[None], "right": right[None]}
+
+
+def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], chunk: int,
+                 fill: tuple[int, ...], wanted: Callable[[Any], jax.Array] = lambda part: jnp.array(True)) -> jax.Array:
+    """Sums `one(*parts)` over chunks of positions (axis 1 of every part), each recomputed in the backward pass.
+
+    Args:
+        fill: what each part is padded with to a whole number of chunks.
+        wanted: whether a chunk counts; others are not computed.
+    """
+    length = parts[0].shape[1]
+    chunk = min(chunk, length)
+    pad = -length % chunk
+
+    def chunks(x: jax.Array, value: int) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    split = tuple(chunks(x, value) for x, value in zip(parts, fill, strict=True))
+    shape = jax.eval_shape(one, *(x[0] for x in split))
+
+    @jax.checkpoint
+    def add(carry, part):
+        return jax.lax.cond(wanted(part), lambda: carry + one(*part), lambda: carry), None
+
+    return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), split)[0]
 
 
 def token_sums(model: SpatialLLM, params: Any, hidden: Float[Array, "B T D"], batch: Batch,
                num_sources: int, chunk: int):
-    """(loss sum, weight, metric sums per source) of hidden states against `batch.targets`."""
-    length = hidden.shape[1]
-    chunk = min(chunk, length)
-    pad = -length % chunk
+    """(loss sum, weight, metric sums per source) of hidden states against `batch.targets`.
 
-    def chunks(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-        return jnp.moveaxis(x, 1, 0)
+    Supervised positions are few (answers, not questions or patches): they are moved to the front of every row,
+    and chunks without any are skipped, whatever the share of them.
+    """
+    order = jnp.argsort(batch.loss_weights == 0, axis=-1, stable=True)
 
-    @jax.checkpoint
-    def one(carry, part):
-        h, targets, weights, sources = part
+    def front(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    def one(h, targets, weights, sources):
         logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
         right = (logits.argmax(-1) == targets) * weights
         by_source = jax.nn.one_hot(sources, num_sources, dtype=jnp.float32)
-        sums = jnp.stack([jnp.einsum("bt,bts->s", x, by_source) for x in (losses, weights, right)])
-        return carry + sums, None
+        return jnp.stack([jnp.einsum("bt,bts->s", x, by_source) for x in (losses, weights, right)])
 
-    parts = tuple(chunks(x) for x in (hidden, batch.targets, batch.loss_weights, batch.source_ids))
-    sums, _ = jax.lax.scan(one, jnp.zeros((3, num_sources), jnp.float32), parts)
-    loss, weight, right = sums
+    parts = (front(hidden), front(batch.targets), front(batch.loss_weights), front(batch.source_ids))
+    loss, weight, right = _over_chunks(one, parts, chunk, (0, 0, 0, 0), lambda part: (part[2] != 0).any())
     return loss.sum(), weight.sum(), {"loss": loss, "weight": weight, "right": right}
 
 

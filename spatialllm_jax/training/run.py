@@ -15,6 +15,8 @@ from absl import logging
 
 from spatialllm_jax.data import pipeline
 from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.data.patch_words import ATTRIBUTES, vocabulary
+from spatialllm_jax.data.pipeline import PatchMap
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
@@ -31,7 +33,7 @@ from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import run_stage
 from spatialllm_jax.training.metrics import read_lines
-from spatialllm_jax.training.objectives import Contrastive, NextToken
+from spatialllm_jax.training.objectives import Contrastive, NextToken, Objective, PatchWords
 from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
 
@@ -137,11 +139,13 @@ def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> to
 
 
 def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizers.Tokenizer:
-    """A tokenizer trained on the questions and answers of the first `limit` images of every dataset."""
+    """A tokenizer trained on the questions, answers and patch words of the first `limit` images of every dataset."""
     texts: list[str] = []
     for path, name in sorted({(source.path, source.split) for source in sources}):
         records = open_split(path, name)
         for index in range(min(limit, len(records))):
+            if records[index].scene:
+                texts += vocabulary(records[index], ATTRIBUTES)
             for question in records[index].questions:
                 for asked, answered in question.turns:
                     texts += ["\n" + asked, answered]
@@ -150,7 +154,7 @@ def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizer
 
 def _parts(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
            tokenizer: tokenizers.Tokenizer) -> Parts:
-    if stage.objective == "next_token":
+    if stage.objective != "contrastive":
         whole = model.replace(vision_lora=stage.lora)
         return Parts(whole, lambda key: init_params(whole, key), _abstract(lambda key: init_params(whole, key)))
     clip = clip_preset(config["model"]["text_tower"])
@@ -187,13 +191,15 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     tx = optimizer.build(stage.optimizer, stage.steps)
     state = init_state(trainable, frozen, tx, step_key)
     state = jax.device_put(state, state_shardings(state, parts.abstract, mesh))
-    objective = NextToken(SpatialLLM(parts.config), len(stage.sources), stage.loss_chunk) \
-        if isinstance(parts.config, ModelConfig) else Contrastive(CLIP(parts.config))
+    objective = _objective(stage, parts.config)
     # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
     step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
                       donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
     text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
+    patches = PatchMap(model.connector.grid // model.connector.merge, stage.rows.resize) \
+        if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
+                            patches=patches,
                             process_index=jax.process_index(), process_count=jax.process_count())
     state = run_stage(stage, state, step_fn, iter(stream), mesh, folder, show_progress=show_progress)
     # The step owned (and was given) the arrays it ran on; only those it never saw are still `params`'.
@@ -209,6 +215,14 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
          "resize": stage.rows.resize}))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+def _objective(stage: StageConfig, config: ModelConfig | ClipConfig) -> Objective:
+    if isinstance(config, ClipConfig):
+        return Contrastive(CLIP(config))
+    if stage.objective == "patch_words":
+        return PatchWords(SpatialLLM(config), stage.loss_chunk)
+    return NextToken(SpatialLLM(config), len(stage.sources), stage.loss_chunk, stage.patch_weight)
 
 
 def _store_config(config: Mapping[str, Any], workdir: Path) -> None:

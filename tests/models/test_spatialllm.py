@@ -265,6 +265,21 @@ def test_merge_puts_neighbours_together():
         assert moved.tolist() == [patch // 8 * 2 + patch % 4 // 2]
 
 
+@pytest.mark.parametrize("mix", ["concat", "interleave", "sum"])
+def test_layer_norm_is_per_encoder(mix):
+    """Standardising features before a plain connector, encoder by encoder, is what `norm="layer"` does."""
+    features = np.random.default_rng(1).normal(3.0, [1.0] * 3 + [50.0] * 5, size=(2, 16, 8)).astype(np.float32)
+    parts = np.split(features.astype(np.float64), [3], axis=-1)
+    by_hand = np.concatenate(
+        [(x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) for x in parts], axis=-1)
+    plain, params = connected(ConnectorConfig(mix=mix, grid=4))
+    normed, same = connected(ConnectorConfig(mix=mix, grid=4, norm="layer"))
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    np.testing.assert_allclose(normed(features), plain(by_hand.astype(np.float32)), atol=1e-5)
+    assert np.abs(normed(features) - plain(features)).max() > 0.5
+    assert np.isfinite(normed(np.zeros_like(features))).all()
+
+
 def test_resample_is_bilinear_as_torch():
     torch = pytest.importorskip("torch", reason="the oracle is torch: pip install torch")
     x = np.random.default_rng(0).normal(size=(2, 49, 3)).astype(np.float32)
@@ -310,6 +325,21 @@ def test_same_key_same_parameters():
     assert np.abs(np.asarray(kernel - other["llm"]["layers"]["mlp"]["up"]["kernel"])).max() > 0
     assert 0.9 < np.std(kernel) * np.sqrt(32) < 1.1
     assert 0.4 < np.std(first["llm"]["layers"]["mlp"]["down"]["kernel"]) * np.sqrt(64) < 0.6    # sqrt(1 / 2 depth)
+
+
+def test_attention_may_start_by_matching():
+    """Keys as the first query head of every group, outputs as the values' transposes; layers and heads differ."""
+    llm = dataclasses.replace(NANO.llm, num_heads=4, num_kv_heads=2, attention_init="match")
+    layers = init_params(NANO.replace(llm=llm), jax.random.key(0))["llm"]["layers"]["attention"]
+    kernels = {name: np.asarray(layers[name]["kernel"]) for name in ("query", "key", "value", "out")}
+    query = kernels["query"].reshape(llm.depth, llm.width, 4, llm.head_dim)
+    key, value = (kernels[name].reshape(llm.depth, llm.width, 2, llm.head_dim) for name in ("key", "value"))
+    np.testing.assert_array_equal(key, query[:, :, [0, 2]])
+    assert np.abs(key[0] - key[1]).max() > 0 and np.abs(key[:, :, 0] - key[:, :, 1]).max() > 0
+    out = kernels["out"].reshape(llm.depth, 4, llm.head_dim, llm.width)
+    np.testing.assert_allclose(out, 0.5 * value[:, :, [0, 0, 1, 1]].transpose(0, 2, 3, 1), rtol=1e-6)  # 1 / 2 depth
+    with pytest.raises(UserError, match="llm.attention_init 'copy'"):
+        dataclasses.replace(NANO.llm, attention_init="copy")
 
 
 def test_abstract_8b_in_two_seconds():

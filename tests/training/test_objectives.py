@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
-from spatialllm_jax.training.objectives import Contrastive, NextToken, token_sums
+from spatialllm_jax.training.objectives import Contrastive, NextToken, PatchWords, token_sums
 from spatialllm_jax.training.partition import split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
 
@@ -179,3 +179,53 @@ def test_clamp():
     state = init_state({"logit_scale": jnp.float32(4.0)}, {}, tx, jax.random.key(0))
     state, _ = make_step(objective, tx, clamp={"logit_scale": (0.0, 4.6)})(state, None)
     assert float(state.trainable["logit_scale"]) == pytest.approx(4.6)
+
+
+@pytest.fixture(scope="module")
+def worded(batch):
+    """Every visual token with none to three words."""
+    rng = np.random.default_rng(4)
+    words = np.where(np.arange(6) < rng.integers(0, 4, (ROWS, PATCHES, 1)), rng.integers(0, 64, (ROWS, PATCHES, 6)), -1)
+    return dataclasses.replace(batch, patch_targets=jnp.asarray(words))
+
+
+def bag_losses(flat, batch):
+    """Cross-entropy of every visual token against a uniform bag of its words, by torch; 0 without words."""
+    features = np.asarray(batch.features).reshape(ROWS, *batch.features.shape[2:])
+    patches = MODEL.apply({"params": unflatten(flat)}, features, method="connect")
+    patches = torch.nn.functional.rms_norm(torch.tensor(np.asarray(patches)), (CONFIG.llm.width,),
+                                           torch.tensor(np.asarray(flat["llm/norm/scale"])), CONFIG.llm.norm_eps)
+    logits = patches @ torch.tensor(np.asarray(flat["llm/embedding"])).T
+    bags = torch.zeros(ROWS, PATCHES, CONFIG.llm.vocab_size)
+    for row, patch, word in np.argwhere(np.asarray(batch.patch_targets) >= 0):
+        bags[row, patch, int(batch.patch_targets[row, patch, word])] += 1
+    count = bags.sum(-1, keepdim=True)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), (bags / count.clamp(min=1)).flatten(0, 1), reduction="none").numpy()
+    right = bags.flatten(0, 1).gather(1, logits.flatten(0, 1).argmax(1, keepdim=True)).numpy()[:, 0] > 0
+    return losses, count.numpy().ravel() > 0, right
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_patch_words_against_torch(flat, worded, chunk):
+    losses, said, right = bag_losses(flat, worded)
+    assert 0 < (~said).sum() < said.size
+    loss, weight, sums = jax.jit(PatchWords(MODEL, chunk))(unflatten(flat), worded, jax.random.key(0))
+    assert float(loss) == pytest.approx(losses.sum(), rel=1e-5) and float(weight) == said.sum()
+    assert float(sums["right"][0]) == right.sum()
+
+
+def test_patch_words_beside_next_tokens(flat, worded):
+    alone = NextToken(MODEL, 2, 16)(unflatten(flat), worded, jax.random.key(0))
+    words = PatchWords(MODEL, 16)(unflatten(flat), worded, jax.random.key(0))
+    loss, weight, sums = NextToken(MODEL, 2, 16, 0.5)(unflatten(flat), worded, jax.random.key(0))
+    assert float(loss) == pytest.approx(float(alone[0]) + 0.5 * float(words[0]), rel=1e-5)
+    assert float(weight) == pytest.approx(float(alone[1]) + 0.5 * float(words[1]), rel=1e-6)
+    np.testing.assert_allclose(sums["loss"], np.concatenate([alone[2]["loss"], words[2]["loss"]]), rtol=1e-5)
+
+
+def test_patch_words_train_no_layer(flat, worded):
+    objective = PatchWords(MODEL, 16)
+    grads = jax.grad(lambda params: objective(params, worded, jax.random.key(0))[0])(unflatten(flat))
+    touched = {path for path, leaf in flatten_dict(grads, sep="/").items() if float(jnp.abs(leaf).max()) > 0}
+    assert touched == {path for path in flat if path.startswith("connector/")} | {"llm/embedding", "llm/norm/scale"}

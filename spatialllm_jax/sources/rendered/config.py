@@ -37,6 +37,7 @@ class RenderConfig:
         facing: probability that a fronted object is placed so that it faces an earlier one.
         stacked: probability that a small object stands on an earlier one that carries it.
         raised: probability that a small object stands on a plain pedestal.
+        raise_all: any object may, so that height says nothing about the category.
         samples: samples per pixel (multisample antialiasing); 0 or 1 is none.
     """
 
@@ -61,6 +62,7 @@ class RenderConfig:
     facing: float = 0.25
     stacked: float = 0.3
     raised: float = 0.2
+    raise_all: bool = False
     samples: int = 4
 
     def __post_init__(self) -> None:

@@ -237,7 +237,8 @@ def place(config: RenderConfig, view: View, setting: str, count: int, rng: np.ra
         elif placed and config.aligned <= mode < config.aligned + config.facing:
             positions = _from_others(rng, asset, yaw, placed)
         else:
-            if asset.small and asset.size[2] <= TALLEST_ON_TOP and rng.random() < config.raised:
+            raisable = config.raise_all or (asset.small and asset.size[2] <= TALLEST_ON_TOP)
+            if raisable and rng.random() < config.raised:
                 pedestal = float(rng.uniform(0.3, 1.1))
             positions = _in_view(config, view, asset, rng, pedestal)
         good, clipped = _acceptable(config, view, asset, positions, yaws, placed, boxes, setting, support)

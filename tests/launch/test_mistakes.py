@@ -1,0 +1,103 @@
+"""A user's mistakes, command by command: one sentence that names the culprit, exit code 2, nothing half-written."""
+
+import errno
+import importlib
+import sys
+
+import pytest
+
+from launch import cli
+
+ROADMAP = "--config=configs/roadmap.py:align_in166k"
+QUESTION = "What is this?"
+
+
+def run(monkeypatch, module, *argv):
+    """Exit code of `python -m MODULE ARGV`, within this process."""
+    monkeypatch.setattr(sys, "argv", [module, *argv])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(importlib.import_module(module).main)
+    return stopped.value.code
+
+
+CASES = {
+    "no config file": ("launch.train", ["--config=configs/nothing.py"], "configs/nothing.py"),
+    "unknown row": ("launch.train", ["--config=configs/roadmap.py:align_in167k"], "unknown row 'align_in167k'"),
+    "unknown field": ("launch.train", [ROADMAP, "--config.stages.align.stepz=3"], "stepz"),
+    "not a number": ("launch.train", [ROADMAP, "--config.stages.align.steps=many"], "many"),
+    "no weights": ("launch.train", [ROADMAP, "--config.size=tiny", "--config.tokenizer=missing/tokenizer"], "missing"),
+    "no model to evaluate": ("launch.evaluate", ["--model", "missing/model", "--data", "{data}"], "missing/model"),
+    "no model, features": ("launch.evaluate", ["--model", "missing/model", "--data", "{data}", "--features", "{out}"],
+                           "missing/model"),
+    "no dataset": ("launch.evaluate", ["--model", "missing/model", "--data", "missing/data"], "missing/data"),
+    "no split": ("launch.evaluate", ["--model", "m", "--data", "{data}", "--split", "dev"], "no split 'dev'"),
+    "no image": ("launch.ask", [QUESTION, "--model", "m", "--image", "missing.jpg"], "missing.jpg"),
+    "not an image": ("launch.ask", [QUESTION, "--model", "m", "--image", "{text}"], "notes.jpg"),
+    "no question": ("launch.ask", [" ", "--model", "m", "--image", "{text}"], "question is empty"),
+    "region outside": ("launch.ask", [QUESTION, "--model", "m", "--image", "{picture}", "--region", "0,0,2,1"],
+                       "--region 0,0,2,1"),
+    "no model to ask": ("launch.ask", [QUESTION, "--model", "missing/model", "--image", "{picture}"], "missing/model"),
+    "unknown dataset": ("launch.generate", ["--dataset", "spatial_vqb", "--out", "{out}/x"], "spatial_vqb"),
+    "no annotations": ("launch.generate", ["--dataset", "spatial_vqa", "--source", "omni3d", "--input", "missing.json",
+                                           "--out", "{out}/x"], "missing.json"),
+    "bad count": ("launch.generate", ["--dataset", "spatial_vqa", "--count", "few", "--out", "{out}/x"], "few"),
+    "nothing to inspect": ("launch.inspect", ["missing/data", "--out", "{out}/x.html"], "missing/data"),
+    "nothing to report": ("launch.report", ["missing/run"], "missing/run"),
+    "no budget": ("launch.quickstart", ["--budget", "0", "--out", "{out}/x"], "--budget 0"),
+    "no such weights": ("convert.from_hf", ["missing/hf", "--out", "{out}/x"], "missing/hf"),
+    "not weights": ("convert.from_hf", ["{text}", "--out", "{out}/x"], "notes.jpg"),
+    "unknown asset": ("launch.fetch_assets", ["--only", "dinov9", "--out", "{out}/x"], "dinov9"),
+    "bad layers": ("launch.probe", ["--weights", "w", "--data", "d", "--layers", "six"], "--layers six"),
+    "no weights to probe": ("launch.probe", ["--weights", "missing/w", "--data", "{data}"], "missing/w"),
+}
+
+
+@pytest.fixture
+def places(tmp_path, tiny_dataset):
+    from PIL import Image
+
+    (tmp_path / "notes.jpg").write_text("this is no picture")
+    Image.new("RGB", (32, 24)).save(tmp_path / "picture.png")
+    (tmp_path / "out").mkdir()
+    return {"data": tiny_dataset, "text": str(tmp_path / "notes.jpg"), "picture": str(tmp_path / "picture.png"),
+            "out": str(tmp_path / "out")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_exit_code_two(case, places, monkeypatch, capsys, tmp_path):
+    module, argv, said = CASES[case]
+    argv = [part.format(**places) for part in argv]
+    if module == "launch.train":
+        argv += ["--workdir", f"{places['out']}/x"]
+    assert run(monkeypatch, module, *argv) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in errors if line.startswith("error: ")]) == 1, errors
+    assert said in errors[-1] and "Traceback" not in "\n".join(errors)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number, said", [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"),
+                                          (errno.EACCES, "permission denied"), (errno.EDQUOT, "quota")])
+def test_a_full_or_read_only_disk(number, said, monkeypatch, capsys, tmp_path):
+    from spatialllm_jax.data import storage
+
+    folder = tmp_path / "data"
+
+    def full(*_, **__):
+        raise OSError(number, "no", str(folder))
+
+    monkeypatch.setattr(storage, "_write_split", full)
+    code = run(monkeypatch, "launch.generate", "--dataset", "spatial_vqa", "--count", "2", "--out", str(folder))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and error.startswith("error: cannot write: ") and said in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_of_the_system_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+
+    def broken(argv):
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        cli.run(broken)
