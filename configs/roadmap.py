@@ -36,8 +36,11 @@ SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.
 # What visual tokens are told to show in stage 1 at `tiny`: what 2D boxes carry, and what 3D boxes add.
 FLAT_WORDS = ("category", "colour")
 SOLID_WORDS = ("category", "colour", "azimuth", "distance")
-# Half of the tiny model's questions go to what it can learn in minutes; probing goes on, as a model this small
-# forgets quickly.
+# The tiny model is asked mostly what binds a name to a place or a property. Probing goes on through stage 2, as a
+# model this small forgets quickly.
+TINY_GENERAL = {"where": 1.0, "colour": 1.0, "presence": 1.0, "left_right": 0.3, "what": 0.3, "count": 0.15,
+                "caption": 0.15}
+TINY_PROBING = {"azimuth": 1.5, "depth": 1.0}
 TINY_FT = {**SPATIAL, "closer_to_camera": 2.0, "facing_camera": 3.0, "azimuth": 1.0, "depth": 1.0}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
 
@@ -130,7 +133,7 @@ def _tiny(row: str) -> ConfigDict:
     config.weights["vision/clip"] = "runs/quickstart/clip/clip/model"
     if model == "tiny":
         config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
-    rows = {"batch_size": 8, "length": 160, "images": 1, "image_size": 168, "packing": False}
+    rows = {"batch_size": 8, "length": 120, "images": 1, "image_size": 168, "packing": False}
     # No pretrained language model is this small, so the random one trains from stage 1 on.
     common = {"objective": "next_token", "trainable": "connector|llm", "rows": rows, "template": "compact",
               "system": "", "stored_features": True, "patch_weight": 1.0, "loss_chunk": 32,
@@ -146,19 +149,20 @@ def _tiny(row: str) -> ConfigDict:
             "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}
     words = SOLID_WORDS if align else FLAT_WORDS
     config.stages.patches = {
-        **common, "objective": "patch_words", "trainable": "connector|llm/(embedding|norm)", "steps": 800,
+        **common, "objective": "patch_words", "trainable": "connector|llm/(embedding|norm)", "steps": 1000,
         "rows": {**rows, "batch_size": 16, "length": 64},
         "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, **rate},
         "sources": {"boxes": {**_source(data, {}, 1.0, "patches"), "patch_words": words}}}
     config.stages.align = {
-        **common, "steps": 900, "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, "hold": 1.0, **rate},
-        "sources": {"captions": _source(data, {"caption": 1.0, **GENERAL}, 1.0, "branches", 12)}}
+        **common, "steps": 600, "optimizer": {"learning_rate": 1.2e-3, "warmup": 0.04, "hold": 1.0, **rate},
+        "sources": {"captions": _source(data, TINY_GENERAL, 1.0, "branches", 12)}}
     config.stages.tune = {
-        **common, "steps": 1800, "optimizer": {"learning_rate": 2e-3, "warmup": 0.02, **rate},
-        "sources": {"general": _source(data, GENERAL, 1.0, "branches", 12)}}
+        **common, "steps": 2200, "optimizer": {"learning_rate": 1.2e-3, "warmup": 0.02, **rate},
+        "sources": {"general": _source(data, TINY_GENERAL, 1.0, "branches", 12)}}
     if align:
+        probing = TINY_PROBING if align.startswith("3di_pb") else SPATIAL
         config.stages.align.sources.captions.weight = 0.4
-        config.stages.align.sources[align] = _source(data, EXTRA[align], 0.6, "branches", 12)
+        config.stages.align.sources[align] = _source(data, probing, 0.6, "branches", 12)
     if tune:
         config.stages.tune.sources.general.weight = 0.3
         config.stages.tune.sources[tune] = _source(data, TINY_FT, 0.7, "branches", 12)

@@ -86,7 +86,7 @@ def draw_questions(record: ImageRecord, source: SourceConfig, rng: np.random.Gen
         by_type[name] = [by_type[name][i] for i in order]
     drawn: list[Question] = []
     marks: dict[str, Region] = {}
-    wanted = 1 if source.form in ("plain", "contrastive") else source.questions
+    wanted = {"patches": 0, "plain": 1, "contrastive": 1}.get(source.form, source.questions)
     while types and len(drawn) < wanted:
         weights = np.array([source.types[name] for name in types])
         name = types[rng.choice(len(types), p=weights / weights.sum())]

@@ -55,7 +55,7 @@ TINY_CLIP = clip_vision(168, 28, 128, 4, 4)
 # At 168 px an early layer tells an object's sides apart better than the last but one, and takes half the time
 # (`python -m launch.probe`).
 TINY_DINOV2 = replace(DINOV2_S, image_size=168, feature_layer=6)
-TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, rope_theta=500000.0, tie_embeddings=True, embedding_init=0.2,
+TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, rope_theta=500000.0, tie_embeddings=True, embedding_init=0.1,
                          attention_init="match")
 TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2, hidden=256, norm="layer")
 

@@ -138,16 +138,17 @@ FULL: dict[str, tuple[Template, ...]] = {
 
 SHORT: dict[str, tuple[str, ...]] = {
     "closer_to_camera": (
+        "Which is nearer, {a} or {b}?",
         "Which is closer to the camera, {a} or {b}?",
         "Is {a} or {b} closer to the camera?",
-        "Which is nearer, {a} or {b}?",
     ),
     "closer_to_object": (
+        "Which is nearer to {c}, {a} or {b}?",
         "Which is closer to {c}, {a} or {b}?",
         "Is {a} or {b} closer to {c}?",
-        "Which is nearer to {c}, {a} or {b}?",
     ),
     "facing_camera": (
+        "Visible side of {a}?",
         "Which side do we see of {a}?",
         "Which side of {a} faces the camera?",
         "Which side of {a} is facing the camera?",
@@ -158,6 +159,7 @@ SHORT: dict[str, tuple[str, ...]] = {
         "Does {c} face {a} or {b}?",
     ),
     "same_direction": (
+        "Same or different direction, {a} and {b}?",
         "Do {a} and {b} face the same or different directions?",
         "Are {a} and {b} facing the same or different directions?",
         "Is the direction of {a} and {b} the same or different?",
@@ -174,17 +176,17 @@ SHORT: dict[str, tuple[str, ...]] = {
     ),
     "depth": ("How far is {a}?", "How far is {a} from the camera?"),
     "distance": ("How far is {a} from {b}?", "How far apart are {a} and {b}?"),
-    "azimuth": ("What is the azimuth of {a}?", "From which azimuth is {a} seen?"),
+    "azimuth": ("Azimuth of {a}?", "What is the azimuth of {a}?", "From which azimuth is {a} seen?"),
     "elevation": ("What is the elevation of {a}?", "From which elevation is {a} seen?"),
     "theta": ("What is the theta of {a}?",),
     "location": ("What is the 3D location of {a}?",),
     "caption": ("Describe the image.", "What is in the image?"),
     "what": ("What is {a}?", "Name {a}."),
-    "presence": ("Does the image show {a}?", "Is there {a} in the image?"),
+    "presence": ("Is there {a}?", "Does the image show {a}?", "Is there {a} in the image?"),
     "colour": ("What colour is {a}?", "Which colour is {a}?"),
     "count": ("How many {a} are there?", "How many {a} are in the image?"),
     "left_right": ("Is {a} left or right of {b} in the image?", "In the image, is {a} left or right of {b}?"),
-    "where": ("Where in the image is {a}?", "In the image, where is {a}?"),
+    "where": ("Where is {a}?", "Where in the image is {a}?", "In the image, where is {a}?"),
 }
 
 SAME_DIRECTION = {"same": "the same (or similar) direction", "different": "very different directions"}

@@ -69,13 +69,15 @@ def test_same_generator_same_draw(record):
 def test_forms(record, tiny_tokenizer, form):
     config = source({"caption": 1.0}, form=form, questions=2)
     questions = samples.draw_questions(record, config, np.random.default_rng(0))
-    assert len(questions) == (2 if form in ("branches", "dialogue") else 1)
+    assert len(questions) == {"branches": 2, "dialogue": 2, "patches": 0}.get(form, 1)
     encoded = samples.encode_sample(tiny_tokenizer, TEXT, config, questions)
     said = [tiny_tokenizer.decode(encoded.tokens[a:b].tolist()) for a, b in encoded.answers]
     if form == "contrastive":
         assert (encoded.image_index == -1).all() and encoded.supervised.all()
         assert encoded.tokens[0] == tiny_tokenizer.id("<|begin_of_text|>")
         assert encoded.tokens[-1] == tiny_tokenizer.id("<|eot_id|>") and said == [questions[0].answer]
+    elif form == "patches":
+        assert encoded.length == 5 and (encoded.image_index >= 0).sum() == 4 and not encoded.supervised.any()
     else:
         assert (encoded.image_index >= 0).sum() == 4 and said == [q.answer for q in questions]
         asked = tiny_tokenizer.decode(encoded.tokens[~encoded.supervised].tolist())

@@ -338,7 +338,7 @@ def test_attention_may_start_by_matching():
     assert np.abs(key[0] - key[1]).max() > 0 and np.abs(key[:, :, 0] - key[:, :, 1]).max() > 0
     out = kernels["out"].reshape(llm.depth, 4, llm.head_dim, llm.width)
     np.testing.assert_allclose(out, 0.5 * value[:, :, [0, 0, 1, 1]].transpose(0, 2, 3, 1), rtol=1e-6)  # 1 / 2 depth
-    with pytest.raises(UserError, match="llm.attention_init 'copy'"):
+    with pytest.raises(UserError, match="attention_init 'copy'"):
         dataclasses.replace(NANO.llm, attention_init="copy")
 
 

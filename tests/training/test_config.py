@@ -36,7 +36,7 @@ def test_a_stage():
     ({"sources": {"cc": {"path": "x", "types": {"what": 1}, "form": "chat"}}}, "source 'cc': unknown form 'chat'"),
     ({"sources": {}}, "'align' has no data sources"),
     ({"lora": {"ranks": 2}}, r"config\.stages\.align\.lora has no field 'ranks'"),
-    ({"objective": "mse"}, "unknown objective 'mse'; choose next_token or contrastive"),
+    ({"objective": "mse"}, "unknown objective 'mse'; choose one of next_token, patch_words, contrastive"),
     ({"steps": 0}, "must be at least 1"),
     ({"accumulate": 3}, "batch_size 4 does not divide into 3 micro-batches"),
     ({"trainable": "vision|connector", "stored_features": True}, "features cannot be stored"),
@@ -102,7 +102,7 @@ def test_every_row_of_the_roadmap_is_well_formed(size):
         assert isinstance(config, ml_collections.ConfigDict)
         stages = [stage_config(name, value) for name, value in config.to_dict()["stages"].items()]
         names = [stage.name for stage in stages]
-        assert names[-2:] == ["align", "tune"] and len(names) == 2 + row.startswith("stage0")
+        assert names == ["stage0"] * row.startswith("stage0") + ["patches"] * (size == "tiny") + ["align", "tune"]
         sources = {source.name for stage in stages for source in stage.sources}
         assert ("3di_ft1m" in sources) == (row in ("ft1m", "align_ft1m", "align_oi1m", "align_in166k")
                                            or row.startswith("stage0"))
