@@ -6,7 +6,6 @@ the camera, and the category. Choose a vision encoder's `feature_layer` by it.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from launch import cli
@@ -40,18 +39,17 @@ def main(argv: list[str]) -> dict[str, Any]:
     params = unflatten(store.load_params(args.weights, f"vision/{args.encoder}"))["vision"][args.encoder]
     source = open_split(args.data, args.split)
     records = [source[index] for index in range(min(args.limit, len(source)))]
-    result: dict[str, Any] = {}
+    scores = probe(encoder, params, records, layers)
     print(f"{'layer':>5s}{'side':>10s}{'95 %':>16s}{'n':>6s}{'category':>12s}{'95 %':>16s}{'n':>6s}")
-    for layer in layers:
-        found = probe(dataclasses.replace(encoder, feature_layer=layer), params, records)
+    for layer, found in scores.items():
         line = f"{layer:5d}"
         for name, width in (("side", 10), ("category", 12)):
             score = found[name]
             interval = f"[{100 * score.low:.1f}, {100 * score.high:.1f}]"
             line += f"{100 * score.acc:{width - 1}.1f}%{interval:>16s}{score.n:6d}"
-        print(line, flush=True)
-        result[str(layer)] = {name: score.as_dict() for name, score in found.items()}
-    return {"weights": args.weights, "data": args.data, "layers": result}
+        print(line)
+    return {"weights": args.weights, "data": args.data, "layers": {
+        str(layer): {name: score.as_dict() for name, score in found.items()} for layer, found in scores.items()}}
 
 
 if __name__ == "__main__":

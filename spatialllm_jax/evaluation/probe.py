@@ -7,7 +7,9 @@ Ridge regression on one-hot labels, in closed form, from the features under a `G
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +21,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation.statistics import Accuracy, wilson
 from spatialllm_jax.models.config import VisionConfig
 from spatialllm_jax.models.linear import Params
-from spatialllm_jax.models.spatialllm import VisionTowers
+from spatialllm_jax.models.vit import ViT, normalize
 from spatialllm_jax.scene.geometry import viewpoint
 from spatialllm_jax.scene.serialize import scene_from_json
 
@@ -70,37 +72,55 @@ def ridge_accuracy(x: Float[np.ndarray, "n F"], labels: Int[np.ndarray, " n"], t
     return Accuracy(right / max(n, 1), n, low, high, 1 / classes)
 
 
-def probe(encoder: VisionConfig, params: Params, records: Sequence[ImageRecord], *, held_out: float = 0.2,
-          ) -> dict[str, Accuracy]:
-    """"side" and "category" of objects, read from the features of `encoder.feature_layer`.
+def probe(encoder: VisionConfig, params: Params, records: Sequence[ImageRecord], layers: Sequence[int], *,
+          held_out: float = 0.2) -> dict[int, dict[str, Accuracy]]:
+    """"side" and "category" of objects, read from the features of every layer; pictures are encoded once.
 
     Args:
         params: of the encoder alone.
         records: split by image; the last `held_out` of them are scored.
+        layers: hidden states, 0 = embeddings; negative ones count from the last.
 
     Raises:
-        UserError: fewer than 50 objects with a clear side on either part.
+        UserError: fewer than 50 objects with a clear side on either part, or a layer that does not exist.
     """
-    size, grid = encoder.image_size, encoder.image_size // encoder.patch_size
-    towers = VisionTowers((encoder,), grid, "float32", "none", None)
-    encode = jax.jit(lambda pixels: towers.apply({"params": {encoder.name: params}}, pixels))
-    rows, categories, sides, image = [], [], [], []
-    for start in range(0, len(records), _BATCH):
-        part = [records[index] for index in range(start, min(start + _BATCH, len(records)))]
-        pixels = np.stack([images.load(record.image, size, name=record.image_id) for record in part])
-        padded = np.concatenate([pixels, np.repeat(pixels[-1:], _BATCH - len(pixels), axis=0)])
-        features = np.asarray(encode(padded))
-        for offset, record in enumerate(part):
-            for box, category, side in labelled_boxes(record):
-                rows.append(box_features(features[offset], box))
-                categories.append(category)
-                sides.append(-1 if side is None else side)
-                image.append(start + offset)
-    train = np.array(image) < len(records) * (1 - held_out)
-    facing, clear = np.array(sides), np.array(sides) >= 0
+    if wrong := [layer for layer in layers if not -encoder.depth - 1 <= layer <= encoder.depth]:
+        raise UserError(f"layer {wrong[0]} does not exist: {encoder.name} has hidden states 0 to {encoder.depth}")
+    objects = [(index, *found) for index, record in enumerate(records) for found in labelled_boxes(record)]
+    image = np.array([found[0] for found in objects])
+    facing = np.array([-1 if found[3] is None else found[3] for found in objects])
+    train, clear = image < len(records) * (1 - held_out), facing >= 0
     if min((clear & train).sum(), (clear & ~train).sum()) < 50:
         raise UserError("too few objects with a clear side to probe; take more images")
-    x = np.stack(rows)
-    names = {name: index for index, name in enumerate(sorted(set(categories)))}
-    return {"side": ridge_accuracy(x[clear], facing[clear], train[clear]),
-            "category": ridge_accuracy(x, np.array([names[name] for name in categories]), train)}
+    names = {name: index for index, name in enumerate(sorted({found[2] for found in objects}))}
+    category = np.array([names[found[2]] for found in objects])
+
+    rows: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
+    for start, features in _encoded(encoder, params, records, layers):
+        for index, box, *_ in objects:
+            if start <= index < start + _BATCH:
+                for layer, values in zip(layers, features, strict=True):
+                    rows[layer].append(box_features(values[index - start], box))
+    result = {}
+    for layer in layers:
+        x = np.stack(rows[layer])
+        result[layer] = {"side": ridge_accuracy(x[clear], facing[clear], train[clear]),
+                         "category": ridge_accuracy(x, category, train)}
+    return result
+
+
+def _encoded(encoder: VisionConfig, params: Params, records: Sequence[ImageRecord], layers: Sequence[int],
+             ) -> Iterator[tuple[int, Float[np.ndarray, "layers B P C"]]]:
+    """(index of the first record, patch features of every layer) batch by batch."""
+    vit = ViT(dataclasses.replace(encoder, feature_layer=-1))
+    patches = (encoder.image_size // encoder.patch_size) ** 2
+
+    @jax.jit
+    def encode(pixels):
+        states: Any = vit.apply({"params": params}, normalize(pixels, encoder), output="states")
+        return states[np.array(layers), :, -patches:]
+
+    for start in range(0, len(records), _BATCH):
+        part = [records[min(index, len(records) - 1)] for index in range(start, start + _BATCH)]
+        pixels = np.stack([images.load(record.image, encoder.image_size, name=record.image_id) for record in part])
+        yield start, np.asarray(encode(pixels))

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import probe
 from spatialllm_jax.models.presets import preset
-from spatialllm_jax.models.spatialllm import init_params
+from spatialllm_jax.models.spatialllm import VisionTowers, init_params
 from tests.conftest import tiny_records
 from tests.data.test_patch_words import record, thing
 
@@ -49,7 +50,23 @@ def test_too_few_objects_are_named():
     params = init_params(preset("nano"), jax.random.key(0))["vision"][encoder.name]
     plain = tiny_records("train", 4)
     with pytest.raises(UserError, match="has no scene"):
-        probe.probe(encoder, params, plain)
+        probe.probe(encoder, params, plain, [1])
     scene = record([thing("cat", (0, 0, 9, 9), (0, 0, 2), 0.0)], 24, 20).scene
     with pytest.raises(UserError, match="too few objects"):
-        probe.probe(encoder, params, [dataclasses.replace(item, scene=scene) for item in plain])
+        probe.probe(encoder, params, [dataclasses.replace(item, scene=scene) for item in plain], [1])
+    with pytest.raises(UserError, match="layer 3 does not exist: dinov2 has hidden states 0 to 2"):
+        probe.probe(encoder, params, plain, [3])
+
+
+def test_layers_are_the_encoders_own_features():
+    """Every layer's features are those that the model would use with that `feature_layer`."""
+    config = preset("nano").vision[1]
+    params = init_params(preset("nano"), jax.random.key(0))["vision"][config.name]
+    records = tiny_records("train", 5)
+    (start, found), = probe._encoded(config, params, records, [1, -1])
+    assert start == 0 and found.shape[:2] == (2, probe._BATCH)
+    pixels = np.stack([images.load(item.image, config.image_size, name="x") for item in records])
+    for layer, values in zip((1, -1), found, strict=True):
+        encoder = VisionTowers((dataclasses.replace(config, feature_layer=layer),), 4, "float32", "none", None)
+        expected = encoder.apply({"params": {config.name: params}}, pixels)
+        np.testing.assert_allclose(values[:5], expected, atol=1e-5)
