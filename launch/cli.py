@@ -45,8 +45,8 @@ def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | Non
               file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as stop:
-        print(f"terminated; saved at step {stop.step}, the same command goes on from there", file=sys.stderr)
-        raise SystemExit(143) from None
+        print(f"stopped; saved at step {stop.step}, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(128 + stop.signal) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

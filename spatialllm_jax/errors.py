@@ -13,6 +13,7 @@ class UserError(Exception):
 
 @dataclasses.dataclass
 class Interrupted(Exception):
-    """SIGTERM arrived during training; everything was saved at `step`."""
+    """SIGTERM or Ctrl-C (`signal`) arrived during training; everything was saved at `step`."""
 
     step: int
+    signal: int

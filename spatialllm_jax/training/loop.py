@@ -27,22 +27,27 @@ def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
 
 
 class _Terminator:
-    """Remembers SIGTERM, so that the loop can save and leave between two steps."""
+    """Remembers SIGTERM or Ctrl-C, so that the loop can save and leave between two steps. A second Ctrl-C
+    ends it at once."""
 
     def __enter__(self) -> _Terminator:
-        self.asked = False
+        self.asked = 0
+        self._before: dict[int, Any] = {}
         try:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
         except ValueError:  # not the main thread: signals are somebody else's business
-            self._before = None
+            pass
         return self
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: Any) -> None:
+        if number == self.asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
@@ -56,7 +61,7 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
 
     Raises:
         UserError: when more than `stage.max_skipped` steps were not finite.
-        Interrupted: after SIGTERM, once everything is saved.
+        Interrupted: after SIGTERM or Ctrl-C, once everything is saved.
     """
     checkpoints = Checkpoints(folder / "checkpoints", stage.save_every)
     if checkpoints.latest is not None:
@@ -88,9 +93,9 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "
                                         "lower its learning rate or look at its data")
                     pending, started, waited = [], time.monotonic(), 0.0
-                checkpoints.maybe_save(step, state, stream, force=stop.asked or step == stage.steps)
+                checkpoints.maybe_save(step, state, stream, force=stop.asked > 0 or step == stage.steps)
                 if stop.asked and step < stage.steps:
-                    raise Interrupted(step)
+                    raise Interrupted(step, stop.asked)
     finally:
         checkpoints.close()
         log.close()

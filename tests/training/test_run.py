@@ -127,28 +127,30 @@ class Crash(Exception):
     """A power cut."""
 
 
-@pytest.mark.parametrize("how", ["terminated", "crashed"])
+@pytest.mark.parametrize("how", ["terminated", "interrupted", "crashed"])
 def test_resume_is_exact(tiny_dataset, tmp_path, one_device, monkeypatch, uninterrupted, how):
     tree = config(tiny_dataset, tmp_path)
     calls = itertools.count(1)
+    number = signal.SIGTERM if how == "terminated" else signal.SIGINT
     to_device = loop.to_device
 
     def disturbed(arrays, mesh):
         if next(calls) == 5:
             if how == "crashed":
                 raise Crash
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return to_device(arrays, mesh)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "to_device", disturbed)
-        with pytest.raises(Crash if how == "crashed" else Interrupted):
+        with pytest.raises(Crash if how == "crashed" else Interrupted) as stopped:
             train(tree, tmp_path / "run")
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert how == "crashed" or (stopped.value.step, stopped.value.signal) == (5, number)
+    assert signal.getsignal(number) == before
     saved = sorted(int(path.name) for path in (tmp_path / "run/tune/checkpoints").iterdir() if path.name.isdigit())
-    # Terminated: saved at once, after step 5. Crashed: the checkpoint of step 3 is what there is.
-    assert saved[-1] == (5 if how == "terminated" else 3)
+    # Asked to stop: saved at once, after step 5. Crashed: the checkpoint of step 3 is what there is.
+    assert saved[-1] == (3 if how == "crashed" else 5)
     assert not (tmp_path / "run" / "tune" / "model").exists()
     train(tree, tmp_path / "run")
     params, curve = uninterrupted
