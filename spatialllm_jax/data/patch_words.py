@@ -29,8 +29,8 @@ MAX_WORDS = 6
 
 
 def describe(thing: Object3D, attributes: Sequence[str], metric: bool = True) -> str:
-    """The words of one object: category, colour, azimuth as the nearest of four sides (between two, the likeliest
-    words are both), distance from the camera in whole metres. What a scene does not know is left out."""
+    """The words of one object: category, colour, azimuth as the side that faces the camera most (front, left,
+    back, right), distance from the camera in metres, rounded down. What a scene does not know is left out."""
     words = []
     for attribute in attributes:
         if attribute == "category":

@@ -65,6 +65,8 @@ def write(folder: Path, summary: Mapping[str, Any], rows: Mapping[str, str]) -> 
     return folder / FILE
 
 
+_COLOURS = 5  # row0 .. row4 of the style
+
 Column = tuple[str, str, Mapping[str, Any]]  # colour variable, label, scores
 
 
@@ -138,7 +140,7 @@ def _curves(folder: Path, rows: Mapping[str, str]) -> str:
         series = []
         for k, key in enumerate(names):
             # One line per stage and source, so that none is drawn across a stage that lacks it.
-            pieces = [(key.removeprefix("accuracy/"), f"row{k % 4}",
+            pieces = [(key.removeprefix("accuracy/"), f"row{k % _COLOURS}",
                        [(step, line[key]) for step, at, line in lines if at == stage and key in line])
                       for stage, _ in starts]
             series += [piece for piece in pieces if piece[2]]

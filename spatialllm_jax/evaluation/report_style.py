@@ -2,10 +2,10 @@
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d2126;--soft:#5c6670;--line:#e2dfd9;--track:#efece6;
---row0:#8793a3;--row1:#2563b8;--row2:#b0672a;--row3:#6d5bb5;--blind:#c9bfae;--chance:#a33a3a;
+--row0:#8793a3;--row1:#2563b8;--row2:#b0672a;--row3:#6d5bb5;--row4:#2f8a57;--blind:#c9bfae;--chance:#a33a3a;
 --right:#1d7a46;--wrong:#b3402f;--shade:rgba(37,99,184,.07)}
 @media (prefers-color-scheme:dark){:root{--paper:#14171b;--card:#1c2026;--ink:#e6e4df;--soft:#9aa3ad;--line:#2e343c;
---track:#262b32;--row0:#8f9aaa;--row1:#6aa6f0;--row2:#e09a5a;--row3:#ab9af0;--blind:#5d5749;--chance:#e08a80;
+--track:#262b32;--row0:#8f9aaa;--row1:#6aa6f0;--row2:#e09a5a;--row3:#ab9af0;--row4:#63c48d;--blind:#5d5749;--chance:#e08a80;
 --right:#63c48d;--wrong:#f08a78;--shade:rgba(106,166,240,.09)}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -23,6 +24,7 @@ from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImag
 ROWS = {"llama3": "without 3D data", "align_in166k": "with 3D data"}
 QUANTITIES = {"distance_first": 2.5, "distance_second": 3.25, "angle_first": 10.0, "angle_second": 90.0,
               "height_first": 1.0, "height_second": 0.5, "angle": 12.0, "bearing": 5.0, "elevation": 1.0}
+SOURCES = {"align": ("boxes", "captions", "probing"), "tune": ("boxes", "general", "spatial")}
 _VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
@@ -101,7 +103,8 @@ def folder(tmp_path_factory):
             (out / "rows" / row / "config.json").write_text(json.dumps({"stages": stages}))
             for name, stage in stages.items():
                 (out / "rows" / row / name).mkdir()
-                lines = [json.dumps({"step": step, "loss": 100 / step, "accuracy": 0.5, "accuracy/general": 0.5})
+                lines = [json.dumps({"step": step, "loss": 100 / step, "accuracy": 0.5,
+                                     **{f"accuracy/{source}": 0.5 for source in SOURCES[name]}})
                          for step in range(10, stage["steps"] + 1, 10)]
                 (out / "rows" / row / name / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 7', ""]))
     generated = json.loads(json.dumps(trees["align_in166k"]))
@@ -130,6 +133,8 @@ def test_whole_report(folder):
     assert "full size, the paper's test" in page.text
     assert "3 answers" in page.text and "1.5 min" in page.text and "30 s" in page.text
     assert "100 steps" in page.text                               # both stages on one axis
+    keys = [re.findall(r"</i>([^<]*)<", key) for key in re.findall(r"<div class='key'>(.*?)</div>", path.read_text())]
+    assert keys.count(["boxes", "captions", "probing", "general", "spatial"]) == 2   # a colour of its own for each
     assert "<closer_to_camera> & which?" in page.text             # escaped on the way in
     assert "distance of cat 2.50 m · distance of dog 3.25 m · angle of cat 10.0° ·" in page.text
     assert "bearing 5.0° · elevation 1.0° · margin 0.75 m" in page.text
