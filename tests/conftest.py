@@ -58,6 +58,17 @@ def tiny_records(split, count):
     return records
 
 
+def random_params(config):
+    """Parameters of a model, of a size at which every one of them changes the answers."""
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from spatialllm_jax.models.spatialllm import abstract_params
+
+    rng = np.random.default_rng(0)
+    return unflatten_dict({path: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2] if leaf.ndim > 1 else 25))
+                           .astype(np.float32) for path, leaf in flatten_dict(abstract_params(config)).items()})
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory):
     """Folder of a dataset of 16 train and 6 test pictures of 24 x 20 pixels; no OpenGL needed."""

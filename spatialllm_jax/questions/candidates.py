@@ -94,18 +94,11 @@ def two_way(
     quota: int,
 ) -> list[Case]:
     """Cases whose answer is one of the last two objects mentioned."""
-    cases: list[Case] = []
-    for objects in groups:
-        verdict = judge(view.arrays, *objects, view.config.margins)
-        if verdict is None or overlap(view.names, objects, view.config.max_overlap):
-            continue
-        right = 0 if verdict.answer == "first" else 1
-        cases.append(
-            Case(kind, objects, verdict.answer, (None, None), right, "", verdict.quantities, verdict.margin)
-        )
-        if len(cases) >= _SURPLUS * quota:
-            break
-    return cases
+    return [
+        Case(kind, objects, verdict.answer, (None, None), 0 if verdict.answer == "first" else 1, "",
+             verdict.quantities, verdict.margin)
+        for objects, verdict in itertools.islice(_clear(groups, judge, view), _SURPLUS * quota)
+    ]  # fmt: skip
 
 
 def one_of(
@@ -117,20 +110,22 @@ def one_of(
     quota: int,
 ) -> list[Case]:
     """Cases whose answer is one of a fixed list of words; verdicts outside the list are left out."""
-    cases: list[Case] = []
+    known = ((objects, verdict) for objects, verdict in _clear(groups, judge, view) if verdict.answer in values)
+    return [
+        Case(kind, objects, verdict.answer, tuple(values), values.index(verdict.answer), "", verdict.quantities,
+             verdict.margin)
+        for objects, verdict in itertools.islice(known, _SURPLUS * quota)
+    ]  # fmt: skip
+
+
+def _clear(
+    groups: Iterator[tuple[int, ...]], judge: Callable[..., Verdict | None], view: View
+) -> Iterator[tuple[tuple[int, ...], Verdict]]:
+    """The groups of objects with a verdict whose regions can be told apart."""
     for objects in groups:
         verdict = judge(view.arrays, *objects, view.config.margins)
-        if verdict is None or verdict.answer not in values:
-            continue
-        if overlap(view.names, objects, view.config.max_overlap):
-            continue
-        right = values.index(verdict.answer)
-        cases.append(
-            Case(kind, objects, verdict.answer, tuple(values), right, "", verdict.quantities, verdict.margin)
-        )
-        if len(cases) >= _SURPLUS * quota:
-            break
-    return cases
+        if verdict is not None and not overlap(view.names, objects, view.config.max_overlap):
+            yield objects, verdict
 
 
 def put(case: Case, view: View, group: str, question_id: str) -> Question:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from spatialllm_jax.inference.decoding import generate
 from spatialllm_jax.models.presets import preset
-from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
+from spatialllm_jax.models.spatialllm import SpatialLLM
+from tests.conftest import random_params
 
 CONFIG = preset("nano")
 MODEL = SpatialLLM(CONFIG)
@@ -21,11 +21,7 @@ NEW, LENGTHS, LONGEST = 10, (1, 5, 9, 16), 16
 
 @pytest.fixture(scope="module")
 def params():
-    """Random weights of a size at which every one of them changes the answers."""
-    rng = np.random.default_rng(0)
-    flat = flatten_dict(abstract_params(CONFIG))
-    return unflatten_dict({path: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2] if leaf.ndim > 1 else 25))
-                           .astype(np.float32) for path, leaf in flat.items()})
+    return random_params(CONFIG)
 
 
 @dataclasses.dataclass

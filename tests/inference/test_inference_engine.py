@@ -7,7 +7,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from spatialllm_jax.data import chat, images
@@ -17,7 +16,8 @@ from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import clip_preset, preset
-from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
+from spatialllm_jax.models.spatialllm import SpatialLLM
+from tests.conftest import random_params
 
 NANO = preset("nano")
 CONFIG = NANO.replace(llm=dataclasses.replace(NANO.llm, vocab_size=512))
@@ -26,10 +26,7 @@ SETTINGS = ChatSettings("compact", "look", 16, "stretch")
 
 @pytest.fixture(scope="module")
 def params():
-    rng = np.random.default_rng(0)
-    flat = flatten_dict(abstract_params(CONFIG))
-    return unflatten_dict({path: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2] if leaf.ndim > 1 else 25))
-                           .astype(np.float32) for path, leaf in flat.items()})
+    return random_params(CONFIG)
 
 
 @pytest.fixture
