@@ -6,6 +6,7 @@ the camera, and the category. Choose a vision encoder's `feature_layer` by it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from launch import cli
@@ -20,6 +21,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--split", default="train", help="split of the dataset")
     parser.add_argument("--encoder", default="dinov2", help="name of the encoder in the model folder")
     parser.add_argument("--layers", default="6,11", help="comma-separated hidden states, 0 = embeddings, -2 = LLaVA's")
+    parser.add_argument("--image-size", type=int, default=0, help="side in pixels at which pictures are encoded; "
+                        "0: the encoder's own (518 for DINOv2), which is slow")
     parser.add_argument("--limit", type=int, default=800, help="number of images; a fifth is held out")
     args = parser.parse_args(argv)
     try:
@@ -36,6 +39,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     encoder = next((v for v in config.vision if v.name == args.encoder), None)
     if encoder is None:
         raise UserError(f"--encoder {args.encoder}: {args.weights} has {', '.join(v.name for v in config.vision)}")
+    if args.image_size:
+        encoder = dataclasses.replace(encoder, image_size=args.image_size)
     params = unflatten(store.load_params(args.weights, f"vision/{args.encoder}"))["vision"][args.encoder]
     source = open_split(args.data, args.split)
     records = [source[index] for index in range(min(args.limit, len(source)))]

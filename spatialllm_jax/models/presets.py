@@ -52,7 +52,7 @@ LLAMA31_8B = replace(LLAMA3_8B, rope_scaling=RopeScaling())
 SMOLLM2_135M = LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, rope_theta=100000.0, tie_embeddings=True)
 
 TINY_CLIP = clip_vision(168, 28, 128, 4, 4)
-# At 168 px a middle layer tells an object's sides apart as well as the last but one, in half the time
+# At 168 px a middle layer tells an object's sides apart better than the last but one, in half the time
 # (`python -m launch.probe`).
 TINY_DINOV2 = replace(DINOV2_S, image_size=168, feature_layer=6)
 TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, rope_theta=500000.0, tie_embeddings=True, embedding_init=0.1,
