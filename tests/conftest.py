@@ -1,5 +1,6 @@
 """Tests run on eight fake CPU devices, so that sharding is exercised everywhere."""
 
+import contextlib
 import io
 import os
 
@@ -13,6 +14,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Two pytest workers on two cores: more threads per process would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# CUDA builds of torch bring triton, whose LLVM crashes when Mesa has loaded its own before it (the rendering tests).
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
