@@ -33,7 +33,7 @@ GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_righ
 PROBING = {"depth": 1.0, "distance": 0.7, "azimuth": 1.5, "elevation": 0.3}
 SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.0, "facing_object": 1.0,
            "same_direction": 1.0, "higher": 1.0, "on_which_side": 1.0}
-# What visual tokens are told to show in stage 1 at `tiny`: what 2D boxes carry, and what 3D boxes add.
+# What visual tokens are told to show at `tiny`: what 2D boxes carry, and what 3D boxes add.
 FLAT_WORDS = ("category", "colour")
 SOLID_WORDS = ("category", "colour", "azimuth", "distance")
 # The tiny model is asked mostly what binds a name to a place or a property. Probing goes on through stage 2, as a
@@ -41,7 +41,8 @@ SOLID_WORDS = ("category", "colour", "azimuth", "distance")
 TINY_GENERAL = {"where": 1.0, "colour": 1.0, "presence": 1.0, "left_right": 0.3, "what": 0.3, "count": 0.15,
                 "caption": 0.15}
 TINY_PROBING = {"azimuth": 1.5, "depth": 1.0}
-TINY_FT = {**SPATIAL, "closer_to_camera": 2.0, "facing_camera": 3.0, "azimuth": 1.0, "depth": 1.0}
+TINY_FT = {**SPATIAL, "closer_to_camera": 1.5, "facing_camera": 2.0, "higher": 1.5, "same_direction": 1.5,
+           "azimuth": 1.0, "depth": 1.0}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
 
 
@@ -147,12 +148,12 @@ def _tiny(row: str) -> ConfigDict:
             "rows": {**rows, "batch_size": 32, "length": 64 if contrastive else 160},
             "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "template": "compact", "system": "",
             "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}
-    words = SOLID_WORDS if align else FLAT_WORDS
+    words = {stage: SOLID_WORDS if extra else FLAT_WORDS for stage, extra in (("align", align), ("tune", tune))}
     config.stages.patches = {
         **common, "objective": "patch_words", "trainable": "connector|llm/(embedding|norm)", "steps": 1000,
         "rows": {**rows, "batch_size": 16, "length": 64},
         "optimizer": {"learning_rate": 2e-3, "warmup": 0.04, **rate},
-        "sources": {"boxes": {**_source(data, {}, 1.0, "patches"), "patch_words": words}}}
+        "sources": {"boxes": {**_source(data, {}, 1.0, "patches"), "patch_words": words["align"]}}}
     config.stages.align = {
         **common, "steps": 600, "optimizer": {"learning_rate": 1.2e-3, "warmup": 0.04, "hold": 1.0, **rate},
         "sources": {"captions": _source(data, TINY_GENERAL, 1.0, "branches", 12)}}
@@ -166,9 +167,9 @@ def _tiny(row: str) -> ConfigDict:
     if tune:
         config.stages.tune.sources.general.weight = 0.3
         config.stages.tune.sources[tune] = _source(data, TINY_FT, 0.7, "branches", 12)
-    for stage in (config.stages.align, config.stages.tune):
-        for source in stage.sources.values():
-            source.patch_words = words
+    for stage, shown in words.items():
+        for source in config.stages[stage].sources.values():
+            source.patch_words = shown
     return config
 
 

@@ -100,6 +100,20 @@ class _Encode(grain.transforms.RandomMap):
         return np.repeat(targets, self._text.num_image_tokens // len(targets), axis=0)
 
 
+class _Pad(grain.transforms.Map):
+    """One sample -> one row, in the form that packing gives."""
+
+    def __init__(self, length: int):
+        self._length = length
+
+    def map(self, element):
+        room = self._length - len(element["tokens"])
+        row = {name: np.pad(element[name], (0, room)) for name in _SEQUENCES}
+        row["tokens_segment_ids"] = np.pad(np.ones(len(element["tokens"]), np.int32), (0, room))
+        row["image"] = [element["image"]]
+        return row
+
+
 class _Finish(grain.transforms.Map):
     """Packed row -> arrays of a `Batch` row: segments, global patch indices, pixels or features."""
 
@@ -180,9 +194,11 @@ def build(sources: Sequence[samples.SourceConfig], text: samples.TextConfig, row
     dataset = dataset[process_index::process_count]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
     stream = stream.filter(_kept)
-    stream = grain.experimental.FirstFitPackIterDataset(
-        stream, length_struct={**dict.fromkeys(_SEQUENCES, rows.length), "slots": rows.images},
-        num_packing_bins=rows.bins, seed=seed, meta_features=("image",),
-        max_sequences_per_bin=None if rows.packing else 1)
+    if rows.packing:
+        stream = grain.experimental.FirstFitPackIterDataset(
+            stream, length_struct={**dict.fromkeys(_SEQUENCES, rows.length), "slots": rows.images},
+            num_packing_bins=rows.bins, seed=seed, meta_features=("image",))
+    else:
+        stream = stream.map(_Pad(rows.length))
     stream = stream.map(_Finish(rows, text.num_image_tokens, shape))
     return stream.batch(rows.batch_size // process_count, drop_remainder=True)
