@@ -14,19 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from spatialllm_jax.data import chat, images
+from spatialllm_jax.data import chat, images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import decoding
-from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows
+from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
-from spatialllm_jax.models.spatialllm import SpatialLLM
+from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 
-_PICTURE_BATCH = 16   # pictures per encoder call
-_REMEMBERED = 64      # pictures whose features are kept
+_IMAGE_BATCH = 16     # images per encoder call
+_REMEMBERED = 64      # images whose features are kept
 
 
 class Features(Protocol):
@@ -55,16 +56,10 @@ class Engine:
     _recent: collections.OrderedDict[Picture, np.ndarray] = dataclasses.field(
         default_factory=collections.OrderedDict, repr=False)
 
-    @functools.cached_property
-    def num_image_tokens(self) -> int:
-        """Visual tokens per picture."""
-        return self.model.config.connector.num_tokens
-
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, show_progress: bool = False,
               ) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order."""
-        rows = scoring_rows(self.tokenizer, self.settings, prompts, num_image_tokens=self.num_image_tokens,
-                            length=row_length)
+        rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         scores = [np.zeros(len(prompt.options)) for prompt in prompts]
         starts = range(0, len(rows), self.batch_size)
@@ -83,8 +78,10 @@ class Engine:
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
                  seed: int = 0, show_progress: bool = False) -> list[str]:
         """The model's own words for every prompt, in order; captions end with their line."""
-        encoded = [open_prompt(self.tokenizer, self.settings, prompt.question, self.num_image_tokens)
-                   for prompt in prompts]
+        encoded = []
+        for prompt in prompts:
+            layout = self._layout(prompt)
+            encoded.append(show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout)), layout))
         # Similar lengths side by side, so that each batch runs in its own bucket.
         order = sorted(range(len(prompts)), key=lambda index: encoded[index].length)
         stop = chat.stop_ids(self.tokenizer, self.settings.template)
@@ -108,18 +105,29 @@ class Engine:
                 answers[index] = text if prompts[index].question else text.partition("\n")[0]
         return answers
 
+    def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
+        """Which visual tokens of its row a prompt's picture is read as, in order."""
+        c = self.model.config
+        if c.tiling is None:
+            return np.arange(c.connector.num_tokens)
+        size = c.vision[0].image_size
+        width, height = (size, size) if prompt.image is None else images.image_size(prompt.image, prompt.image_id)
+        return tiling.layout(height, width, c.tiling.pinpoints, size, c.connector.grid // c.connector.merge)
+
     def _visual(self, prompts: Sequence[Prompt]) -> jax.Array:
         """Visual tokens [B, N, D] of each prompt's picture."""
         distinct = {prompt.picture: prompt for prompt in prompts}
         features = self._features(list(distinct.values()))
         place = {picture: row for row, picture in enumerate(distinct)}
-        stacked = np.stack([features[picture] for picture in distinct])
-        # Padded to the batch size, so that the connector compiles once.
-        stacked = np.concatenate([stacked, np.repeat(stacked[-1:], len(prompts) - len(stacked), axis=0)])
-        return _connect(self.model, self.params, stacked)[np.array([place[p.picture] for p in prompts])]
+        # Every picture takes as many slots as the most tiled one could, and the batch is full, so that the
+        # connector compiles once. What fills the slots left over is never looked at.
+        slots = self.model.config.num_slots
+        stacked = np.stack([_filled(features[picture], slots) for picture in distinct])
+        return _connect(self.model, self.params, _filled(stacked, len(prompts)))[
+            np.array([place[p.picture] for p in prompts])]
 
-    def _features(self, prompts: Sequence[Prompt]) -> dict[Picture, np.ndarray]:
-        """Features of distinct pictures: remembered, stored, or computed now."""
+    def _features(self, prompts: Sequence[Prompt]) -> dict[Picture, Float[np.ndarray, "n P C"]]:
+        """Features of distinct pictures, one entry per image: remembered, stored, or computed now."""
         found: dict[Picture, np.ndarray] = {}
         missing = []
         for prompt in prompts:
@@ -127,26 +135,43 @@ class Engine:
                 self._recent.move_to_end(prompt.picture)
                 found[prompt.picture] = self._recent[prompt.picture]
             elif self.features is not None and prompt.image is not None and not prompt.marks:
-                found[prompt.picture] = np.asarray(self.features[prompt.image_id], np.float32)
+                found[prompt.picture] = np.asarray(self.features[prompt.image_id], np.float32)[None]
             else:
                 missing.append(prompt)
-        for start in range(0, len(missing), _PICTURE_BATCH):
-            part = missing[start:start + _PICTURE_BATCH]
+        for start in range(0, len(missing), _IMAGE_BATCH):
+            part = missing[start:start + _IMAGE_BATCH]
             pixels = [self._pixels(prompt) for prompt in part]
-            pixels += [pixels[-1]] * (_PICTURE_BATCH - len(part))
-            values = np.asarray(_encode(self.model, self.params, np.stack(pixels)))
-            for prompt, value in zip(part, values, strict=False):
+            flat = np.concatenate(pixels)
+            values = np.concatenate([self._encode(flat[at:at + _IMAGE_BATCH])
+                                     for at in range(0, len(flat), _IMAGE_BATCH)])
+            ends = np.cumsum([len(images) for images in pixels])
+            for prompt, value in zip(part, np.split(values, ends[:-1]), strict=True):
                 found[prompt.picture] = self._recent[prompt.picture] = value
-        while len(self._recent) > _REMEMBERED:
+        while len(self._recent) > max(1, _REMEMBERED // self.model.config.num_slots):
             self._recent.popitem(last=False)
         return found
 
-    def _pixels(self, prompt: Prompt) -> np.ndarray:
-        size = self.settings.image_size
+    def _encode(self, pixels: UInt8[np.ndarray, "n S S 3"]) -> Float[np.ndarray, "n P C"]:
+        return np.asarray(_encode(self.model, self.params, _filled(pixels, _IMAGE_BATCH)))[:len(pixels)]
+
+    def _pixels(self, prompt: Prompt) -> UInt8[np.ndarray, "n S S 3"]:
+        """The images that a prompt's picture becomes: one, or with tiling the whole and its tiles."""
+        c, size = self.model.config, self.settings.image_size
+        if c.tiling is not None:
+            # Marks are drawn before the picture is cut: they lie across tiles.
+            side = c.vision[0].image_size
+            picture = images.blank(side) if prompt.image is None else images.draw_regions(
+                images.decode(prompt.image, prompt.image_id), prompt.marks)
+            return tiling.tiles(picture, c.tiling.pinpoints, side)
         if prompt.image is None:
-            return images.blank(size)
+            return images.blank(size)[None]
         return images.load(prompt.image, size, resize=self.settings.resize, marks=prompt.marks,
-                           name=prompt.image_id)
+                           name=prompt.image_id)[None]
+
+
+def _filled(values: np.ndarray, count: int) -> np.ndarray:
+    """`values` with the last one repeated until there are `count`."""
+    return np.concatenate([values, np.repeat(values[-1:], count - len(values), axis=0)])
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -157,7 +182,7 @@ def _encode(model: SpatialLLM, params: Any, pixels: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
-    tokens: Any = model.apply({"params": params}, jnp.asarray(features), method="connect")
+    tokens: Any = model.apply({"params": params}, features=jnp.asarray(features), method="visual_tokens")
     return tokens
 
 
@@ -175,6 +200,7 @@ def load_engine(folder: str | Path, *, batch_size: int = 16,
         settings = ChatSettings(**json.loads((Path(folder) / "chat.json").read_text()))
     except (OSError, json.JSONDecodeError, TypeError):
         raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
-    model = SpatialLLM(config)
-    params = traverse_util.unflatten_dict(store.load_params(folder), sep="/")
-    return Engine(model, params, tokenizers.load(folder), settings, batch_size, features)
+    params = store.load_params(folder)
+    store.check_shapes(folder, params, traverse_util.flatten_dict(abstract_params(config), sep="/"))
+    return Engine(SpatialLLM(config), traverse_util.unflatten_dict(params, sep="/"), tokenizers.load(folder), settings,
+                  batch_size, features)

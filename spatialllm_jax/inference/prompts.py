@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -46,7 +46,7 @@ class ChatSettings:
 
     Attributes:
         template, system: see `data.chat`.
-        image_size, resize: how pictures become arrays.
+        image_size, resize: how pictures become arrays; models with tiling cut them at the encoder's size instead.
     """
 
     template: str
@@ -70,8 +70,12 @@ class ScoringRow:
 
 
 def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence[Prompt], *,
-                 num_image_tokens: int, length: int) -> list[ScoringRow]:
+                 layout: Callable[[Prompt], Int[np.ndarray, N]], length: int) -> list[ScoringRow]:
     """Packs all (question, option) pairs into rows, pairs on one picture side by side as branches.
+
+    Args:
+        layout: which visual tokens a prompt's picture is read as, see `show`.
+        length: tokens per row.
 
     Raises:
         UserError: when a single pair does not fit into a row, or a prompt has no options.
@@ -83,15 +87,17 @@ def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence
         by_picture.setdefault(prompt.picture, []).append(index)
     rows = []
     for indices in by_picture.values():
+        order = layout(prompts[indices[0]])
         pairs = [(index, option) for index in indices for option in range(len(prompts[index].options))]
         while pairs:
             turns = [(prompts[i].question, prompts[i].options[o]) for i, o in pairs]
             encoded = chat.encode(tokenizer, turns, template=settings.template, system=settings.system,
-                                  num_image_tokens=num_image_tokens, branches=True, max_length=length)
+                                  num_image_tokens=len(order), branches=True, max_length=length)
             kept = len(encoded.answers)
             if kept == 0:
-                raise UserError(f"a question on image {prompts[indices[0]].image_id!r} is longer than {length} tokens")
-            rows.append(ScoringRow(prompts[indices[0]], _pad(encoded, length), pairs[:kept]))
+                raise UserError(f"a question on image {prompts[indices[0]].image_id!r} is longer than {length} tokens, "
+                                f"{len(order)} of them for the image; give a greater row length")
+            rows.append(ScoringRow(prompts[indices[0]], _pad(show(encoded, order), length), pairs[:kept]))
             pairs = pairs[kept:]
     return rows
 
@@ -115,6 +121,12 @@ def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, num
                                  begin=chat.begin_token(tokenizer))
     return chat.encode(tokenizer, [(question, None)], template=settings.template, system=settings.system,
                        num_image_tokens=num_image_tokens)
+
+
+def show(encoded: chat.Encoded, layout: Int[np.ndarray, N]) -> chat.Encoded:
+    """`encoded` with the k-th of its picture's positions filled by the visual token `layout[k]`."""
+    index = encoded.image_index
+    return dataclasses.replace(encoded, image_index=np.where(index < 0, -1, layout[index]).astype(np.int32))
 
 
 def bucket(length: int, smallest: int = 64) -> int:

@@ -245,6 +245,22 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """LLaVA-NeXT's any resolution: a picture is seen whole and, finer, in tiles (see `data.tiling`).
+
+    Attributes:
+        pinpoints: (height, width) in pixels of the canvases a picture may be laid on; each is cut into tiles
+            of the encoders' `image_size`.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.pinpoints or any(len(pinpoint) != 2 or min(pinpoint) < 1 for pinpoint in self.pinpoints):
+            raise UserError(f"tiling.pinpoints is {self.pinpoints}; give (height, width) pairs in pixels")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The whole: vision encoders, connector, language model, and how they are computed.
 
@@ -254,6 +270,8 @@ class ModelConfig:
         attention: back end of the language model's attention, a key of `models.attention.BACKENDS`.
         vision_lora, llm_lora: low-rank updates on every vision encoder, on the language model.
         unroll: language-model layers per step of the scan; more trades compile time for speed on CPUs.
+        tiling: how pictures are cut into several images for the encoders; None shows each as one square. For
+            inference: training shows one square.
     """
 
     vision: tuple[VisionConfig, ...]
@@ -265,6 +283,7 @@ class ModelConfig:
     vision_lora: LoRAConfig | None = None
     llm_lora: LoRAConfig | None = None
     unroll: int = 1
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         names = [encoder.name for encoder in self.vision]
@@ -273,6 +292,23 @@ class ModelConfig:
         if self.connector.mix == "interleave" and self.connector.num_encoders != len(names):
             raise UserError(f"connector.num_encoders is {self.connector.num_encoders} but model.vision has "
                             f"{len(names)} encoders; set it to {len(names)}")
+        if self.tiling is not None:
+            if self.connector.mix == "interleave":
+                raise UserError("connector.mix interleave does not leave visual tokens in rows; with tiling choose "
+                                "concat or sum")
+            size = self.vision[0].image_size
+            for height, width in self.tiling.pinpoints:
+                if height % size or width % size:
+                    raise UserError(f"tiling.pinpoints has {height} x {width}, which is not a multiple of the vision "
+                                    f"encoder's image_size {size}")
+
+    @property
+    def num_slots(self) -> int:
+        """Images that one picture may take: 1, or with tiling the whole picture and the most tiles."""
+        if self.tiling is None:
+            return 1
+        size = self.vision[0].image_size
+        return 1 + max((height // size) * (width // size) for height, width in self.tiling.pinpoints)
 
     @property
     def feature_channels(self) -> int:

@@ -41,8 +41,8 @@ class VisionTowers(nn.Module):
 class SpatialLLM(nn.Module):
     """The whole model.
 
-    Parameters: {"vision": {<encoder>: ...}, "connector": ..., "llm": ...}. Nothing is frozen here: training
-    decides what gets gradients.
+    Parameters: {"vision": {<encoder>: ...}, "connector": ..., "llm": ...}, and with tiling "image_newline" `[D]`.
+    Nothing is frozen here: training decides what gets gradients.
     """
 
     config: ModelConfig
@@ -53,6 +53,9 @@ class SpatialLLM(nn.Module):
         self.vision = VisionTowers(c.vision, c.connector.grid, dtype, c.remat, c.vision_lora)
         self.connector = Connector(c.connector, tuple((v.name, v.width) for v in c.vision), c.llm.width, dtype)
         self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora, c.unroll)
+        if c.tiling is not None:
+            self.image_newline = self.param("image_newline", nn.initializers.normal(c.llm.width**-0.5),
+                                            (c.llm.width,), jnp.float32)
 
     def encode_images(self, images: UInt8[Array, "M H W 3"], deterministic: bool = True) -> Float[Array, "M P C"]:
         """Features of all encoders, `P = connector.grid ** 2`, channels side by side (whatever the mix)."""
@@ -66,7 +69,10 @@ class SpatialLLM(nn.Module):
         self, images: UInt8[Array, "B N H W 3"] | None = None, features: Float[Array, "B N P C"] | None = None,
         image_mask: Bool[Array, "B N"] | None = None, deterministic: bool = True,
     ) -> Float[Array, "B N_tokens D"]:
-        """Every row's visual tokens one image after the other, from images or precomputed features."""
+        """Every row's visual tokens one image after the other, from images or precomputed features.
+
+        With tiling, one more token stands behind them all: the line break that ends a row of tokens.
+        """
         if features is None:
             if images is None:
                 raise ValueError("visual_tokens needs images or features")
@@ -78,7 +84,11 @@ class SpatialLLM(nn.Module):
         visual = rearrange(self.connect(flat), "(b n) t d -> b n t d", b=rows)
         if image_mask is not None:
             visual = jnp.where(image_mask[:, :, None, None], visual, 0.0)
-        return rearrange(visual, "b n t d -> b (n t) d")
+        visual = rearrange(visual, "b n t d -> b (n t) d")
+        if self.config.tiling is None:
+            return visual
+        newline = jnp.broadcast_to(self.image_newline.astype(visual.dtype), (rows, 1, visual.shape[-1]))
+        return jnp.concatenate([visual, newline], axis=1)
 
     def embed(
         self, tokens: Int[Array, "B T"], visual: Float[Array, "B N_tokens D"] | None = None,

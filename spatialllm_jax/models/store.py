@@ -26,7 +26,7 @@ from spatialllm_jax.models.linear import Params
 CONFIG, PARAMS = "config.json", "params"
 _CLASSES = {cls.__name__: cls for cls in (
     configs.ModelConfig, configs.ClipConfig, configs.VisionConfig, configs.TextTowerConfig,
-    configs.ConnectorConfig, configs.LlamaConfig, configs.RopeScaling, configs.LoRAConfig)}
+    configs.ConnectorConfig, configs.LlamaConfig, configs.RopeScaling, configs.LoRAConfig, configs.Tiling)}
 
 
 def config_to_json(config: Any) -> Any:

@@ -63,6 +63,7 @@ PARAMETERS: tuple[tuple[str, LogicalAxes], ...] = (
     (r"logit_scale", ()),
     (r"connector/([^/]+/)?linear_\d+/kernel", ("embed", "mlp")),
     (r"connector/([^/]+/)?linear_\d+/bias", (None,)),
+    (r"image_newline", (None,)),
     (r"(llm|text)/embedding", ("vocab", "embed")),
     (r"llm/norm/scale", (None,)),
     (r"llm/head/kernel", ("embed", "vocab")),

@@ -13,6 +13,7 @@ import numpy as np
 from spatialllm_jax.data import images
 from spatialllm_jax.data.features import FeatureStore, build
 from spatialllm_jax.data.storage import open_split
+from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.spatialllm import SpatialLLM
@@ -28,7 +29,13 @@ def stored_features(model: ModelConfig, params: Mapping[str, jax.Array], splits:
         params: flat; only "vision/..." is read.
         splits: (dataset path, split) pairs.
         folder: one folder below it per set of weights, so that rows with equal encoders share the work.
+
+    Raises:
+        UserError: the model cuts pictures into tiles, but what is stored is one square picture each.
     """
+    if model.tiling is not None:
+        raise UserError("features are stored for one square picture each, but this model cuts pictures into tiles; "
+                        "leave out --features")
     vision = {path: leaf for path, leaf in params.items() if path.startswith("vision/")}
     key = features_key(model, vision, image_size, resize)
     module = SpatialLLM(model)
