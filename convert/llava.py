@@ -18,6 +18,9 @@ VISION = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.", 
 PROJECTOR = ("multi_modal_projector.linear_", "model.multi_modal_projector.linear_")
 BODY = ("language_model.model.", "model.language_model.", "model.")
 HEAD = ("language_model.", "")
+# Published files state only where their text_config differs from these, LlamaConfig's defaults in transformers.
+_LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                   "num_attention_heads": 32, "rms_norm_eps": 1e-6}
 
 
 def rules(config: ModelConfig) -> list[Rule]:
@@ -41,10 +44,12 @@ def rules(config: ModelConfig) -> list[Rule]:
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """Our configuration of a transformers config.json (model_type llava)."""
+    if (act := hf.get("projector_hidden_act", "gelu")) != "gelu":
+        raise UserError(f"config.json: projector_hidden_act {act!r} is not supported; gelu is")
     tower = clip.config_from_hf(hf["vision_config"])
     layer = hf.get("vision_feature_layer", -2)
     if not isinstance(layer, int) or hf.get("vision_feature_select_strategy", "default") != "default":
         raise UserError("config.json: only one vision_feature_layer and the select strategy \"default\" are supported")
     tower = type(tower)(**{**vars(tower), "feature_layer": layer})
     return ModelConfig((tower,), ConnectorConfig(grid=tower.grid), llama.config_from_hf(
-        {"rms_norm_eps": 1e-5, **hf["text_config"]}))
+        {**_LLAMA_DEFAULTS, **hf["text_config"]}))

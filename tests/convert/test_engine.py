@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -97,8 +98,8 @@ def test_bad_folders_are_explained(tmp_path, state):
     (good / "model.safetensors").write_bytes(b"not tensors at all")
     with pytest.raises(UserError, match=r"model.safetensors is not a readable"):
         load(good)
-    (good / "model.safetensors").rename(good / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pickles \(pytorch_model.bin\)"):
+    (good / "model.safetensors").rename(good / "weights.bin")
+    with pytest.raises(UserError, match=r"pickles \(weights.bin\)"):
         load(good)
     (good / "config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
@@ -132,7 +133,16 @@ def test_from_hf_writes_a_model_folder(tmp_path, state, capsys):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="not a model folder"):
         from_hf.main([str(source), "--out", str(tmp_path / "other")])
-    (tmp_path / "weights.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match="pickled"):
-        from_hf.main([str(tmp_path / "weights.bin"), "--out", str(tmp_path / "new")])
+    (tmp_path / "weights.h5").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"not a transformers folder"):
+        from_hf.main([str(tmp_path / "weights.h5"), "--out", str(tmp_path / "new")])
+    with pytest.raises(UserError, match="leave it out"):
+        from_hf.main([str(source), "--out", str(tmp_path / "new"), "--vision-tower", str(source)])
     assert not (tmp_path / "new").exists()
+
+
+def test_pickles_without_torch_ask_for_it(tmp_path, monkeypatch):
+    (tmp_path / "mm_projector.bin").write_bytes(b"pickle")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'spatialllm-jax\[torch\]'"):
+        from_hf.main([str(tmp_path / "mm_projector.bin"), "--out", str(tmp_path / "new")])
