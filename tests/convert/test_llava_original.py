@@ -153,6 +153,9 @@ def test_anyres_folders_are_llava_next(tmp_path, tower):
     plain.write_text(json.dumps(HF))
     with pytest.raises(UserError, match=r"model\.image_newline .* belong together"):
         load(tmp_path / "llava", vision_tower=tower)
+    plain.write_text(json.dumps({**hf, "image_grid_pinpoints": "(1x1),...,(6x6)"}))
+    with pytest.raises(UserError, match=r"image_grid_pinpoints .* give a list of \[width, height\]"):
+        load(tmp_path / "llava", vision_tower=tower)
     plain.write_text(json.dumps({**hf, "mm_patch_merge_type": "flat"}))
     with pytest.raises(UserError, match="mm_patch_merge_type 'flat'"):
         load(tmp_path / "llava", vision_tower=tower)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.clip_text import abstract_clip
-from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig
+from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig, Tiling
 from spatialllm_jax.models.presets import CLIP_PRESETS, PRESETS, clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 from spatialllm_jax.parallel.mesh import batch_sharding, local_batch_size, make_mesh, replicated, shard_batch
@@ -41,6 +41,7 @@ def every_tree():
         yield mix, abstract_params(nano.replace(connector=ConnectorConfig(mix=mix, grid=4, layers=3)))
     giant = dataclasses.replace(nano.vision[1], swiglu=True, num_registers=4)
     yield "swiglu + registers", abstract_params(nano.replace(vision=(giant,), vision_lora=EVERY_LORA))
+    yield "tiling", abstract_params(nano.replace(tiling=Tiling(((nano.vision[0].image_size,) * 2,))))
     for name in CLIP_PRESETS:
         yield f"clip {name}", abstract_clip(dataclasses.replace(clip_preset(name), vision_lora=EVERY_LORA))
 
