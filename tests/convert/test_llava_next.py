@@ -21,7 +21,7 @@ from convert import from_hf, llava_next  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
 from convert.files import Safetensors  # noqa: E402
 from convert.load import config_from_hf, load  # noqa: E402
-from launch import ask  # noqa: E402
+from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.inference import decoding  # noqa: E402
@@ -207,6 +207,14 @@ def test_ask(folder, tmp_path):
     assert said["answer"] in ("cat", "dog")
     assert ask.main(["Which is closer?", "--model", str(folder), "--image", str(tmp_path / "wide.png"),
                      "--max-new-tokens", "4"])["answer"]
+
+
+def test_evaluate(folder, tiny_dataset, tmp_path):
+    flags = ["--model", str(folder), "--data", tiny_dataset, "--out", str(tmp_path), "--limit", "2", "--quiet"]
+    result = evaluate.main([*flags, "--row-length", "320", "--batch-size", "2", "--blind"])
+    assert result["scores"]["overall"]["n"] > 0 and result["blind"]["overall"]["n"] == result["scores"]["overall"]["n"]
+    with pytest.raises(UserError, match="leave out --features"):
+        evaluate.main([*flags, "--features", str(tmp_path / "features")])
 
 
 def test_scores_do_not_depend_on_company(folder):
