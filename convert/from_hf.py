@@ -9,24 +9,23 @@ becomes {"vision": {NAME: ...}}, a decoder {"llm": ...}. Nothing is ever unpickl
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from convert import dinov2_onnx, llama_gguf
-from convert.engine import Config, family_of
-from convert.load import load
+from convert.engine import Config, family_of, plan_of, prefix_of
+from convert.load import named, open_folder
+from convert.plan import State
+from convert.stream import stream
 from launch.cli import parser, run
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
-from spatialllm_jax.models.config import LlamaConfig, VisionConfig
-from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.presets import DINOV2_S
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -54,21 +53,15 @@ def kind_of(source: Path) -> str:
                     "pickled checkpoints (.bin, .pt) can run code when opened: convert them to safetensors first")
 
 
-def read(source: Path, dtype: Any = jnp.float32) -> tuple[Params, Config]:
-    """(parameters of the tower, decoder or whole; its configuration), whatever `source` is."""
+def opened(source: Path, name: str | None) -> tuple[State, Config]:
+    """(tensors under transformers' names, configuration), whatever `source` is."""
     kind = kind_of(source)
+    if kind == "folder":
+        return open_folder(source, name)
     if kind == "gguf":
-        return llama_gguf.load(source, dtype)
-    if kind == "onnx":
-        return dinov2_onnx.load(source), DINOV2_S
-    return load(source, dtype)
-
-
-def placed(params: Params, config: Config) -> Params:
-    """`params` where they lie in SpatialLLM's tree."""
-    if isinstance(config, VisionConfig):
-        return {"vision": {config.name: params}}
-    return {"llm": params} if isinstance(config, LlamaConfig) else params
+        state, config = llama_gguf.open_gguf(source)
+        return state, named(config, name, str(source))
+    return dinov2_onnx.state_from_onnx(dinov2_onnx.read_onnx(source)), named(DINOV2_S, name, str(source))
 
 
 def _tokenizer_files(source: Path) -> dict[str, bytes]:
@@ -86,23 +79,28 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     args_parser.add_argument("source", type=Path, help="transformers folder, .gguf, .onnx or wheel")
     args_parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     args_parser.add_argument("--name", default=None, help="key under params['vision'] (default: the kind)")
-    args_parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type to store")
+    args_parser.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16"],
+                             help="type to write; stored = as the source has it")
+    args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
+    args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
-    if args.out.exists() and not (args.out / store.CONFIG).is_file():
-        raise UserError(f"--out {args.out} exists and is not a model folder; choose another one")
-    params, config = read(args.source, jnp.dtype(args.dtype))
-    if args.name is not None:
-        if not isinstance(config, VisionConfig):
-            raise UserError(f"--name is for a single vision encoder, but {args.source} is a {family_of(config)} model")
-        config = replace(config, name=args.name)
-    tokenizer = _tokenizer_files(args.source)
-    store.save_model(args.out, config, jax.tree.map(jnp.asarray, placed(params, config)))
-    for name, content in tokenizer.items():
-        (args.out / name).write_bytes(content)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{args.source}: {family_of(config)}, {count / 1e6:.1f}M parameters -> {args.out}"
+    dtype = None if args.dtype == "stored" else jnp.dtype(args.dtype)
+    state, config = opened(args.source, args.name)
+    family = family_of(config)
+    fills = plan_of(state, family, config)
+    with store.replacing(args.out) as folder:
+        (folder / store.CONFIG).write_text(json.dumps(store.config_to_json(config), indent=1))
+        tokenizer = _tokenizer_files(args.source)
+        for name, content in tokenizer.items():
+            (folder / name).write_bytes(content)
+        count = stream(state, fills, folder / store.TENSORS, prefix=prefix_of(config), dtype=dtype,
+                       threads=args.threads, show_progress=not args.quiet)
+    types = sorted({str(fill.dtype) for fill in fills})
+    cast = "" if dtype is None or types == [str(dtype)] else f", cast from {' and '.join(types)} to {dtype}"
+    print(f"{args.source}: {family}, {count / 1e6:.1f}M parameters -> {args.out}{cast}"
           + (" (with tokenizer)" if tokenizer else ""))
-    return {"out": str(args.out), "family": family_of(config), "parameters": count, "tokenizer": bool(tokenizer)}
+    return {"out": str(args.out), "family": family, "parameters": count, "tokenizer": bool(tokenizer),
+            "dtype": args.dtype if dtype is not None else "/".join(types)}
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from convert import clip, dinov2, llama, llava, mae
-from convert.engine import Config, family_of, to_jax
-from convert.files import Safetensors, read_json
+from convert.engine import Config, family_of, plan_of, prefix_of, to_jax
+from convert.files import read_json, tensors
+from convert.plan import State
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.models import store
+from spatialllm_jax.models.config import ClipConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 
 # transformers' model_type -> our configuration.
@@ -41,20 +46,69 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> Config:
         raise UserError(f"{where}: the field {error} is missing") from None
 
 
-def load(folder: str | Path, dtype: Any = np.float32) -> tuple[Params, Config]:
-    """(parameters, configuration) of a transformers folder.
-
-    A CLIPModel gives both towers (`ClipConfig`); a LLaVA gives the whole `ModelConfig`; the others give one
-    tower or decoder, to be put under params["vision"][name] or params["llm"].
+def open_folder(folder: str | Path, name: str | None = None) -> tuple[State, Config]:
+    """(tensors, configuration) of a transformers folder; nothing of the tensors is read yet.
 
     Args:
-        dtype: type of the parameters.
+        name: of the encoder, when it is one.
 
     Raises:
-        UserError: see `Safetensors`, `config_from_hf` and `engine.to_jax`.
+        UserError: see `tensors` and `config_from_hf`; or `name` is given for what is no single encoder.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one with config.json and *.safetensors")
     config = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-    return to_jax(Safetensors(folder), family_of(config), config, dtype), config
+    return tensors(folder), named(config, name, str(folder))
+
+
+def named(config: Config, name: str | None, where: str) -> Config:
+    """`config` with its encoder called `name`. Raises UserError when it is not a single encoder's."""
+    if name is None:
+        return config
+    if isinstance(config, VisionConfig):
+        return replace(config, name=name)
+    if isinstance(config, ClipConfig):
+        return replace(config, vision=replace(config.vision, name=name))
+    raise UserError(f"a name ({name!r}) is for a single vision encoder, but {where} is a {family_of(config)} model")
+
+
+def load(folder: str | Path, dtype: Any = np.float32) -> tuple[Params, Config]:
+    """(parameters, configuration) of a transformers folder, in memory.
+
+    A CLIPModel gives both towers (`ClipConfig`); a LLaVA gives the whole `ModelConfig`; the others give one
+    tower or decoder, to be put under params["vision"][name] or params["llm"].
+
+    Args:
+        dtype: type of the parameters; None = as stored.
+
+    Raises:
+        UserError: see `open_folder` and `engine.to_jax`.
+    """
+    state, config = open_folder(folder)
+    return to_jax(state, family_of(config), config, dtype), config
+
+
+def open_weights(folder: str | Path, prefix: str = "") -> store.Weights:
+    """Weights of a model folder or straight of a transformers folder, read slice by slice: no converted copy.
+
+    Args:
+        prefix: which parameters are wanted; "vision/eye" calls the encoder of the folder "eye".
+
+    Raises:
+        UserError: see `store.open_weights`, `open_folder` and `plan.make_plan`.
+    """
+    folder = Path(folder)
+    file = folder / "config.json"
+    if not file.is_file() or "model_type" not in read_json(file):
+        return store.open_weights(folder)
+    state, config = open_folder(folder)
+    top, _, name = prefix.partition("/")
+    if top == "vision" and isinstance(config, VisionConfig | ClipConfig):
+        config = named(config, name.partition("/")[0] or None, str(folder))
+    base = prefix_of(config)
+    fills = {base + fill.target: fill for fill in plan_of(state, family_of(config), config)}
+    return store.Weights(
+        str(folder), config,
+        {path: jax.ShapeDtypeStruct(fill.shape, fill.dtype) for path, fill in fills.items()},
+        store.sliced(lambda path, index, dtype: fills[path].read(state, index, dtype)))
