@@ -75,16 +75,15 @@ def test_only_the_wanted_slice_is_read():
     state = to_torch(params, "llama", NANO_LLAMA)
     fills = {fill.target: fill for fill in plan_of(state, "llama", NANO_LLAMA)}
 
-    class Watched(dict):
-        read: set[str] = set()
+    read = set()
 
+    class Watched(dict):
         def __getitem__(self, name):
-            self.read.add(name)
+            read.add(name)
             return super().__getitem__(name)
 
-    watched = Watched(state)
-    values = fills["layers/mlp/up/kernel"].read(watched, (slice(1, 2), slice(0, 3), slice(None)))
-    assert values.shape == (1, 3, 64) and watched.read == {"model.layers.1.mlp.up_proj.weight"}
+    values = fills["layers/mlp/up/kernel"].read(Watched(state), (slice(1, 2), slice(0, 3), slice(None)))
+    assert values.shape == (1, 3, 64) and read == {"model.layers.1.mlp.up_proj.weight"}
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
