@@ -6,23 +6,22 @@ an error that lists the names. Tensors are read one at a time, so `state` may be
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import clip, dinov2, llama, llava, llava_next, mae
+from convert.plan import Fill, State, complete, make_plan
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
 from spatialllm_jax.models.clip_text import abstract_clip
-from spatialllm_jax.models.config import ClipConfig, LlamaConfig, ModelConfig, VisionConfig
+from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, LlamaConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.llama import Llama
 from spatialllm_jax.models.spatialllm import abstract_params
@@ -38,6 +37,13 @@ def family_of(config: Config) -> str:
     if isinstance(config, ModelConfig) and config.tiling is not None:
         return "llava_next"
     return {LlamaConfig: "llama", ClipConfig: "contrastive", ModelConfig: "llava"}[type(config)]
+
+
+def prefix_of(config: Config | ConnectorConfig) -> str:
+    """Where a model's parameters lie in SpatialLLM's tree: below "vision/<name>/", "llm/", or at the root."""
+    if isinstance(config, VisionConfig):
+        return f"vision/{config.name}/"
+    return "llm/" if isinstance(config, LlamaConfig) else ""
 
 
 def rules_of(family: str, config: Any) -> tuple[list[Rule], tuple[str, ...]]:
@@ -78,64 +84,27 @@ def abstract(config: Config) -> Any:
     return jax.eval_shape(partial(Llama(config).init, method=init), jax.random.key(0), tokens)["params"]
 
 
-def to_jax(state: Mapping[str, np.ndarray], family: str, config: Any, dtype: Any = np.float32) -> Params:
-    """Parameters from a PyTorch state.
+def to_jax(state: State, family: str, config: Any, dtype: Any = np.float32) -> Params:
+    """Parameters from a PyTorch state, in memory. `stream` does the same from disk to disk.
 
     Args:
-        state: tensor name -> array; read once each, in the order of the rules.
+        state: tensor name -> array; read once each.
         family: see `family_of`.
         config: the matching configuration; shapes are checked against it.
-        dtype: type of the parameters.
+        dtype: type of the parameters; None = as they are.
 
     Raises:
-        UserError: tensors missing, left over, present under two names, or of another shape.
+        UserError: tensors missing, left over, present under two names, of another shape, or not finite.
     """
+    fills = plan_of(state, family, config)
+    return unflatten_dict({tuple(fill.target.split("/")): fill.read(state, dtype=dtype) for fill in fills})
+
+
+def plan_of(state: State, family: str, config: Any) -> list[Fill]:
+    """How `state` fills the parameters of a family's model; see `plan.make_plan`."""
     rules, ignored = rules_of(family, config)
-    names = set(state)
     shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(abstract(config)).items()}
-    _complete([rule.target for rule in rules], shapes)
-
-    missing: list[str] = []
-    wanted: list[tuple[Rule, int | None, str]] = []
-    for rule in rules:
-        for i in range(rule.depth) if rule.depth is not None else [None]:
-            spellings = [source.format(i=i) for source in rule.sources]
-            found = [s for s in spellings if s.partition("@")[0] in names]
-            if len(found) > 1:
-                raise UserError(f"the checkpoint holds {rule.target} twice: {' and '.join(found)}; keep one of them")
-            if found:
-                wanted.append((rule, i, found[0]))
-            else:
-                missing.append(spellings[0])
-    used = {source.partition("@")[0] for _, _, source in wanted}
-    unused = [n for n in sorted(names - used) if not any(re.fullmatch(p, n) for p in ignored)]
-    if missing or unused:
-        raise UserError(f"the checkpoint does not fit the {family} model: missing {_listed(missing)}; "
-                        f"left over {_listed(unused)}; check that config and checkpoint belong together")
-    dropped = sorted(names - used)
-    if dropped:
-        logging.info("%d tensors of the checkpoint are not needed here: %s", len(dropped), _listed(dropped))
-
-    params: dict[str, np.ndarray] = {}
-    for rule, i, source in wanted:
-        name, _, part = source.partition("@")
-        tensor = np.asarray(state[name])
-        if part:
-            k, n = map(int, part.split("/"))
-            tensor = np.split(tensor, n)[k]
-        expected = shapes[rule.target] if i is None else shapes[rule.target][1:]
-        try:
-            value = rule.layout.to_jax(tensor)
-        except (ValueError, RuntimeError):
-            value = tensor
-        if value.shape != expected:
-            raise UserError(f"tensor {name} of shape {tensor.shape} does not fit {rule.target}, which expects "
-                            f"{expected}; check that config and checkpoint belong together")
-        if i is None:
-            params[rule.target] = np.asarray(value, dtype, order="C")
-        else:
-            params.setdefault(rule.target, np.empty(shapes[rule.target], dtype))[i] = value
-    return unflatten_dict({tuple(path.split("/")): value for path, value in params.items()})
+    return make_plan(state, rules, ignored, shapes, family)
 
 
 def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, np.ndarray]:
@@ -146,7 +115,7 @@ def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, n
     """
     rules, _ = rules_of(family, config)
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
-    _complete([rule.target for rule in rules], flat)
+    complete([rule.target for rule in rules], flat)
     state: dict[str, np.ndarray] = {}
     parts: dict[str, dict[int, np.ndarray]] = {}
     for rule in rules:
@@ -160,19 +129,3 @@ def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, n
     for name, pieces in parts.items():
         state[name] = np.concatenate([pieces[k] for k in sorted(pieces)])
     return state
-
-
-def _complete(targets: Iterable[str], params: Iterable[str]) -> None:
-    """Rules and parameters must match one to one."""
-    targets = list(targets)
-    twice = sorted({t for t in targets if targets.count(t) > 1})
-    unfilled, unknown = sorted(set(params) - set(targets)), sorted(set(targets) - set(params))
-    if twice or unfilled or unknown:
-        raise UserError(f"name map and parameters differ: parameters without a rule {_listed(unfilled)}; rules "
-                        f"without a parameter {_listed(unknown)}; filled twice {_listed(twice)}")
-
-
-def _listed(names: list[str], limit: int = 8) -> str:
-    if not names:
-        return "nothing"
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -14,23 +14,20 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from convert import dinov2_onnx, llama_gguf, llava_original, pickles
-from convert.engine import Config, family_of
-from convert.load import load
+from convert.engine import Config, family_of, prefix_of
+from convert.load import named, open_folder, planned
+from convert.plan import State
+from convert.stream import stream
 from launch.cli import parser, run
-from spatialllm_jax.data import chat
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models import store
-from spatialllm_jax.models.config import ConnectorConfig, LlamaConfig, ModelConfig, VisionConfig
-from spatialllm_jax.models.linear import Params
+from spatialllm_jax.models.config import ConnectorConfig, ModelConfig
 from spatialllm_jax.models.presets import DINOV2_S
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -60,28 +57,22 @@ def kind_of(source: Path) -> str:
                     "holds one of these")
 
 
-def read(source: Path, dtype: Any = jnp.float32, vision_tower: Path | None = None,
-         ) -> tuple[Params, Config | ConnectorConfig]:
-    """(parameters of the tower, decoder, connector or whole; its configuration), whatever `source` is."""
+def opened(source: Path, name: str | None, vision_tower: Path | None = None,
+           ) -> tuple[State, Config | ConnectorConfig]:
+    """(tensors under transformers' names, configuration), whatever `source` is."""
     kind = kind_of(source)
-    if vision_tower is not None and kind != "folder":
+    if kind == "folder":
+        return open_folder(source, name, vision_tower)
+    if vision_tower is not None:
         raise UserError(f"--vision-tower completes folders of the original LLaVA, but {source} is a file; leave it out")
     if kind == "pickle":
-        return llava_original.load_projector(source, dtype)
+        if name is not None:
+            raise UserError(f"a name ({name!r}) is for a single vision encoder, but {source} is a connector")
+        return llava_original.open_projector(source)
     if kind == "gguf":
-        return llama_gguf.load(source, dtype)
-    if kind == "onnx":
-        return dinov2_onnx.load(source), DINOV2_S
-    return load(source, dtype, vision_tower)
-
-
-def placed(params: Params, config: Config | ConnectorConfig) -> Params:
-    """`params` where they lie in SpatialLLM's tree."""
-    if isinstance(config, ConnectorConfig):
-        return {"connector": params}
-    if isinstance(config, VisionConfig):
-        return {"vision": {config.name: params}}
-    return {"llm": params} if isinstance(config, LlamaConfig) else params
+        state, config = llama_gguf.open_gguf(source)
+        return state, named(config, name, str(source))
+    return dinov2_onnx.state_from_onnx(dinov2_onnx.read_onnx(source)), named(DINOV2_S, name, str(source))
 
 
 def _tokenizer_files(source: Path) -> dict[str, bytes]:
@@ -101,36 +92,30 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     args_parser.add_argument("--name", default=None, help="key under params['vision'] (default: the kind)")
     args_parser.add_argument("--vision-tower", type=Path, default=None, metavar="FOLDER",
                              help="CLIP folder that completes a folder of the original LLaVA")
-    args_parser.add_argument("--template", default=None, choices=sorted(chat.TEMPLATES),
-                             help="chat template of a LLaVA: with it, launch.ask can ask the model")
-    args_parser.add_argument("--system", default=None, help="system text of a LLaVA (default: the template's)")
-    args_parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type to store")
+    args_parser.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16"],
+                             help="type to write; stored = as the source has it")
+    args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
+    args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
-    if args.out.exists() and not (args.out / store.CONFIG).is_file():
-        raise UserError(f"--out {args.out} exists and is not a model folder; choose another one")
-    params, config = read(args.source, jnp.dtype(args.dtype), args.vision_tower)
+    dtype = None if args.dtype == "stored" else jnp.dtype(args.dtype)
+    state, config = opened(args.source, args.name, args.vision_tower)
     family = "connector" if isinstance(config, ConnectorConfig) else family_of(config)
-    if args.name is not None:
-        if not isinstance(config, VisionConfig):
-            raise UserError(f"--name is for a single vision encoder, but {args.source} is a {family} model")
-        config = replace(config, name=args.name)
-    if args.template and not isinstance(config, ModelConfig):
-        raise UserError(f"--template is for a LLaVA, but {args.source} is a {family} model; leave it out")
-    if args.system is not None and not args.template:
-        raise UserError("--system is the text for a --template; give both")
-    tokenizer = _tokenizer_files(args.source)
-    store.save_model(args.out, config, jax.tree.map(jnp.asarray, placed(params, config)))
-    for name, content in tokenizer.items():
-        (args.out / name).write_bytes(content)
-    if isinstance(config, ModelConfig) and args.template:
-        (args.out / "chat.json").write_text(json.dumps(asdict(ChatSettings(
-            args.template, args.system, config.vision[0].image_size, "pad"))))
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{args.source}: {family}, {count / 1e6:.1f}M parameters -> {args.out}"
+    fills = planned(state, config)
+    with store.replacing(args.out) as folder:
+        (folder / store.CONFIG).write_text(json.dumps(store.config_to_json(config), indent=1))
+        tokenizer = _tokenizer_files(args.source)
+        for name, content in tokenizer.items():
+            (folder / name).write_bytes(content)
+        count = stream(state, fills, folder / store.TENSORS, prefix=prefix_of(config), dtype=dtype,
+                       threads=args.threads, show_progress=not args.quiet)
+    types = sorted({str(fill.dtype) for fill in fills})
+    cast = "" if dtype is None or types == [str(dtype)] else f", cast from {' and '.join(types)} to {dtype}"
+    print(f"{args.source}: {family}, {count / 1e6:.1f}M parameters -> {args.out}{cast}"
           + (" (with tokenizer)" if tokenizer else "")
           + ("; it names its vision tower but does not hold it: --vision-tower FOLDER completes it"
-             if isinstance(config, ModelConfig) and "vision" not in params else ""))
-    return {"out": str(args.out), "family": family, "parameters": count, "tokenizer": bool(tokenizer)}
+             if isinstance(config, ModelConfig) and not any(f.target.startswith("vision/") for f in fills) else ""))
+    return {"out": str(args.out), "family": family, "parameters": count, "tokenizer": bool(tokenizer),
+            "dtype": args.dtype if dtype is not None else "/".join(types)}
 
 
 if __name__ == "__main__":

@@ -99,6 +99,13 @@ def _state(reader: Any, config: LlamaConfig) -> dict[str, np.ndarray]:
     return state
 
 
+def open_gguf(path: str | Path) -> tuple[dict[str, np.ndarray], LlamaConfig]:
+    """(dequantised tensors under transformers' names, configuration). Raises as `load` does."""
+    with _reader(path) as reader:
+        config = _config(reader, path)
+        return _state(reader, config), config
+
+
 def load(path: str | Path, dtype: Any = np.float32) -> tuple[Params, LlamaConfig]:
     """(parameters for params["llm"], configuration).
 
@@ -108,9 +115,8 @@ def load(path: str | Path, dtype: Any = np.float32) -> tuple[Params, LlamaConfig
     Raises:
         UserError: the file is missing, is no GGUF, or holds another architecture.
     """
-    with _reader(path) as reader:
-        config = _config(reader, path)
-        return to_jax(_state(reader, config), "llama", config, dtype), config
+    state, config = open_gguf(path)
+    return to_jax(state, "llama", config, dtype), config
 
 
 def load_tokenizer(path: str | Path) -> tuple[Tokenizer, dict[str, Any]]:

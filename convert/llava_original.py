@@ -14,23 +14,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from convert import clip, llama
-from convert.engine import to_jax
+from convert.engine import Config, abstract
 from convert.files import read_json
-from convert.pickles import Pickles, open_checkpoint
-from convert.rules import LINEAR
+from convert.pickles import Pickles
+from convert.plan import Fill, State, make_plan
+from convert.rules import Rule, linear
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import ConnectorConfig, ModelConfig, Tiling, VisionConfig
-from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.presets import CLIP_L_336
 
-PROJECTOR = r"(?:.*\.)?mm_projector\."
+# Stage 1 of some versions writes the projector without the model's prefix.
+PROJECTOR = ("model.mm_projector", "mm_projector")
 TOWER = "model.vision_tower.vision_tower."
-NEWLINE = "model.image_newline"
 # The last part of mm_vision_tower -> the tower.
 TOWERS = {"clip-vit-large-patch14-336": CLIP_L_336,
           "clip-vit-large-patch14": replace(CLIP_L_336, image_size=224)}
+
+
+class Original(Mapping[str, np.ndarray]):
+    """The tensors of an original checkpoint, with a CLIP's as its vision tower when it holds none itself."""
+
+    def __init__(self, state: State, tower: State | None = None) -> None:
+        self._state = state
+        self._tower = tower if tower is not None and not any(name.startswith(TOWER) for name in state) else {}
+
+    @property
+    def has_tower(self) -> bool:
+        """Whether a vision tower is inside."""
+        return any(name.startswith(TOWER) for name in self)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name.startswith(TOWER) and self._tower:
+            return self._tower[name.removeprefix(TOWER)]
+        return self._state[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._state
+        yield from (TOWER + name for name in self._tower)
+
+    def __len__(self) -> int:
+        return len(self._state) + len(self._tower)
 
 
 def recognised(hf: Mapping[str, Any]) -> bool:
@@ -92,110 +118,67 @@ def tower_config(folder: Path) -> VisionConfig:
     return clip.config_from_hf(hf)
 
 
-def load(folder: Path, config: ModelConfig, dtype: Any = np.float32, vision_tower: Path | None = None) -> Params:
-    """The parameters of a folder in the original layout.
-
-    Without the tower's tensors, and without `vision_tower`, those of connector and language model alone.
-
-    Args:
-        config: see `config_from_hf`.
-        vision_tower: a transformers folder with a CLIP; its weights are taken when `folder` holds none.
+def plan(state: Original, config: Config | ConnectorConfig) -> list[Fill]:
+    """How the tensors fill the parameters: all of a whole model's but for a tower that is not there.
 
     Raises:
-        UserError: see `open_checkpoint` and `engine.to_jax`.
+        UserError: see `plan.make_plan`.
     """
-    state = open_checkpoint(folder)
-    names = {name for name in state if not re.match(PROJECTOR, name)}
-    tower = {name for name in names if name.startswith(TOWER)}
-    newline = names & {NEWLINE}
-    params: Params = {"connector": projector(state, dtype)[0],
-                      "llm": to_jax(Part(state, names - tower - newline), "llama", config.llm, dtype)}
-    _check_projector(params["connector"], config)
-    if newline or config.tiling is not None:
-        if not newline or config.tiling is None or state[NEWLINE].shape != (config.llm.width,):
-            raise UserError(f"{folder}: {NEWLINE} of shape [{config.llm.width}] and image_aspect_ratio \"anyres\" "
-                            "belong together; check that config and checkpoint do")
-        params["image_newline"] = np.asarray(state[NEWLINE], dtype)
-    encoder = config.vision[0]
-    if tower:
-        params["vision"] = {encoder.name: to_jax(Part(state, tower, TOWER), "clip", encoder, dtype)}
-    elif vision_tower is not None:
-        params["vision"] = {encoder.name: to_jax(open_checkpoint(vision_tower), "clip", encoder, dtype)}
-    return params
+    if isinstance(config, ConnectorConfig):
+        return make_plan(state, _projector_rules(config), (), _projector_shapes(state, config), "projector")
+    assert isinstance(config, ModelConfig)
+    tower = config.vision[0]
+    rules = _projector_rules(config.connector)
+    # A tied checkpoint may repeat its embedding as lm_head; CLIP's text half is not of the tower.
+    ignored = [*llama.IGNORED, *((r"lm_head\.weight",) if config.llm.tie_embeddings else ())]
+    if state.has_tower:
+        rules += [rule.nested(f"vision/{tower.name}", (TOWER + "vision_model.", TOWER)) for rule in clip.rules(tower)]
+        ignored += [re.escape(TOWER) + pattern for pattern in clip.IGNORED + clip.CONTRASTIVE]
+    if config.tiling is not None:
+        rules.append(Rule("image_newline", ("model.image_newline",)))
+    rules += [rule.nested("llm", ("",)) for rule in llama.rules(config.llm)]
+    shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(abstract(config)).items()
+              if state.has_tower or path[0] != "vision"}
+    return make_plan(state, rules, ignored, shapes, "original LLaVA")
 
 
-def load_projector(file: Path, dtype: Any = np.float32) -> tuple[Params, ConnectorConfig]:
-    """({"linear_0": ...}, configuration) of the file that the original repository's stage 1 writes.
+def open_projector(file: Path) -> tuple[Original, ConnectorConfig]:
+    """(tensors, configuration) of the file that the original repository's stage 1 writes.
 
     The file says nothing of pictures: the grid is taken as 24 x 24 tokens (CLIP L/14 at 336 px).
 
     Raises:
-        UserError: it holds no projector, or something besides.
+        UserError: it holds no projector, or its widths do not follow on each other.
     """
-    state = Pickles(file)
-    others = sorted(name for name in state if not re.match(PROJECTOR, name))
-    if others:
-        raise UserError(f"{file} holds {others[0]}, which is no part of a projector; give mm_projector.bin, or the "
-                        "folder with config.json for a whole model")
-    return projector(state, dtype)
+    state = Original(Pickles(file))
+    found = [re.fullmatch(r"(?:model\.)?mm_projector\.(?:\d+\.)?weight", name) for name in state]
+    layers = sum(match is not None for match in found)
+    if not layers:
+        raise UserError(f"{file} holds no mm_projector; give mm_projector.bin, or the folder with config.json for a "
+                        "whole model")
+    shapes = _projector_shapes(state, ConnectorConfig(layers=layers))
+    inner, width = (shapes[f"connector/linear_{i}/bias"][0] for i in (0, layers - 1))
+    return state, ConnectorConfig(layers=layers, hidden=None if inner == width else inner)
 
 
-def projector(state: Mapping[str, np.ndarray], dtype: Any = np.float32) -> tuple[Params, ConnectorConfig]:
-    """The connector among the tensors of `state`, widths as they are.
+def _projector_rules(config: ConnectorConfig) -> list[Rule]:
+    """Linears are numbered 0, 2, 4 ... (activations lie between), or not at all when there is one."""
+    if config.layers == 1:
+        return linear("connector/linear_0", *PROJECTOR)
+    return [rule for i in range(config.layers)
+            for rule in linear(f"connector/linear_{i}", *(f"{name}.{2 * i}" for name in PROJECTOR))]
 
-    Linears are numbered 0, 2, 4 ... (activations lie between), or not at all when there is one.
 
-    Raises:
-        UserError: there is none, one of its tensors is missing, or the widths do not follow on each other.
-    """
-    names: dict[str, str] = {}
-    for name in state:
-        if found := re.match(PROJECTOR, name):
-            stem = name[found.end():]
-            if stem in names:
-                raise UserError(f"the checkpoint holds mm_projector.{stem} twice: {names[stem]} and {name}; keep one")
-            names[stem] = name
-    count = len({name.partition(".")[0] for name in names if "." in name})
-    stems = [f"{2 * i}." for i in range(count)] or [""]
-    wanted = {stem + part for stem in stems for part in ("weight", "bias")}
-    if wanted != set(names):
-        raise UserError("the checkpoint's mm_projector does not fit: missing "
-                        f"{', '.join(sorted(wanted - set(names))) or 'nothing'}; left over "
-                        f"{', '.join(sorted(set(names) - wanted)) or 'nothing'}; check that it is linear or mlpNx_gelu")
-    params: Params = {}
+def _projector_shapes(state: State, config: ConnectorConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters' shapes as the kernels give them; `make_plan` names what is missing or does not fit them."""
+    shapes: dict[str, tuple[int, ...]] = {}
     width = None
-    for i, stem in enumerate(stems):
-        weight, bias = state[names[f"{stem}weight"]], state[names[f"{stem}bias"]]
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (None, weight.shape[1]):
-            raise UserError(f"the checkpoint's mm_projector.{stem}weight has shape {weight.shape} and its bias "
-                            f"{bias.shape}, which do not follow on each other; check the file")
-        width = weight.shape[0]
-        params[f"linear_{i}"] = {"kernel": np.asarray(LINEAR.to_jax(weight), dtype, order="C"),
-                                 "bias": np.asarray(bias, dtype)}
-    inner = params["linear_0"]["bias"].shape[0]
-    return params, ConnectorConfig(layers=len(stems), hidden=None if inner == width else inner)
-
-
-def _check_projector(params: Params, config: ModelConfig) -> None:
-    shapes = [linear["kernel"].shape for linear in params.values()]
-    expected = [(config.vision[0].width if i == 0 else config.llm.width, config.llm.width)
-                for i in range(config.connector.layers)]
-    if shapes != expected:
-        raise UserError(f"the checkpoint's mm_projector has kernels of {shapes} but config.json speaks of {expected}; "
-                        "check that config and checkpoint belong together")
-
-
-class Part(Mapping[str, np.ndarray]):
-    """Some tensors of a lazy mapping, their names without a prefix."""
-
-    def __init__(self, state: Mapping[str, np.ndarray], names: set[str], prefix: str = "") -> None:
-        self._state, self._names = state, {name.removeprefix(prefix): name for name in sorted(names)}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._state[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    for rule in _projector_rules(config)[::2]:
+        name = next((source for source in rule.sources if source in state), None)
+        kernel = (0, 0) if name is None else state[name].shape[::-1]
+        if len(kernel) != 2 or (name is not None and width not in (None, kernel[0])):
+            raise UserError(f"tensor {name} of shape {kernel[::-1]} does not follow on one of {width} outputs; check "
+                            "the file")
+        width = None if name is None else kernel[1]
+        shapes |= {rule.target: kernel, rule.target.replace("kernel", "bias"): (kernel[1],)}
+    return shapes

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from convert import clip, dinov2, llama, llava, llava_next, llava_original, mae
-from convert.engine import Config, family_of, to_jax
+from convert.engine import Config, family_of, plan_of, prefix_of
 from convert.files import read_json
 from convert.pickles import open_checkpoint
+from convert.plan import Fill, State
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.models.config import ModelConfig, VisionConfig
+from spatialllm_jax.models import store
+from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 
 # transformers' model_type -> our configuration.
@@ -48,30 +53,92 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json", tower: Vis
         raise UserError(f"{where}: the field {error} is missing") from None
 
 
-def load(folder: str | Path, dtype: Any = np.float32, vision_tower: str | Path | None = None,
-         ) -> tuple[Params, Config]:
-    """(parameters, configuration) of a folder.
-
-    A CLIPModel gives both towers (`ClipConfig`); a LLaVA gives the whole `ModelConfig` (see
-    `llava_original.load` for one without its tower); the others give one tower or decoder, to be put under
-    params["vision"][name] or params["llm"].
+def open_folder(folder: str | Path, name: str | None = None, vision_tower: str | Path | None = None,
+                ) -> tuple[State, Config]:
+    """(tensors, configuration) of a folder; nothing of the tensors is read yet.
 
     Args:
-        dtype: type of the parameters.
-        vision_tower: CLIP folder that completes an original LLaVA folder.
+        name: of the encoder, when it is one.
+        vision_tower: CLIP folder that completes an original LLaVA.
 
     Raises:
-        UserError: see `open_checkpoint`, `config_from_hf` and `engine.to_jax`.
+        UserError: see `open_checkpoint` and `config_from_hf`; or `name` is given for what is no single encoder, or
+            `vision_tower` for another folder than an original LLaVA's.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one with config.json and *.safetensors")
-    hf, tower = read_json(folder / "config.json"), None if vision_tower is None else Path(vision_tower)
-    config = config_from_hf(hf, str(folder / "config.json"),
-                            None if tower is None else llava_original.tower_config(tower))
+    hf, where = read_json(folder / "config.json"), str(folder / "config.json")
+    tower = None if vision_tower is None else Path(vision_tower)
+    config = named(config_from_hf(hf, where, None if tower is None else llava_original.tower_config(tower)), name,
+                   str(folder))
+    state = open_checkpoint(folder)
     if llava_original.recognised(hf):
-        assert isinstance(config, ModelConfig)
-        return llava_original.load(folder, config, dtype, tower), config
+        return llava_original.Original(state, None if tower is None else open_checkpoint(tower)), config
     if tower is not None:
         raise UserError(f"--vision-tower completes folders of the original LLaVA, but {folder} is none; leave it out")
-    return to_jax(open_checkpoint(folder), family_of(config), config, dtype), config
+    return state, config
+
+
+def planned(state: State, config: Config | ConnectorConfig) -> list[Fill]:
+    """How an opened checkpoint fills its parameters, below `prefix_of(config)`. Raises UserError: see `make_plan`."""
+    if isinstance(state, llava_original.Original):
+        return llava_original.plan(state, config)
+    assert not isinstance(config, ConnectorConfig)
+    return plan_of(state, family_of(config), config)
+
+
+def named(config: Config, name: str | None, where: str) -> Config:
+    """`config` with its encoder called `name`. Raises UserError when it is not a single encoder's."""
+    if name is None:
+        return config
+    if isinstance(config, VisionConfig):
+        return replace(config, name=name)
+    if isinstance(config, ClipConfig):
+        return replace(config, vision=replace(config.vision, name=name))
+    raise UserError(f"a name ({name!r}) is for a single vision encoder, but {where} is a {family_of(config)} model")
+
+
+def load(folder: str | Path, dtype: Any = np.float32, vision_tower: str | Path | None = None,
+         ) -> tuple[Params, Config]:
+    """(parameters, configuration) of a folder, in memory.
+
+    A CLIPModel gives both towers (`ClipConfig`); a LLaVA gives the whole `ModelConfig` (an original one without
+    its tower gives connector and language model alone); the others give one tower or decoder, to be put under
+    params["vision"][name] or params["llm"].
+
+    Args:
+        dtype: type of the parameters; None = as stored.
+        vision_tower: see `open_folder`.
+
+    Raises:
+        UserError: see `open_folder` and `planned`.
+    """
+    state, config = open_folder(folder, vision_tower=vision_tower)
+    return unflatten_dict({tuple(fill.target.split("/")): fill.read(state, dtype=dtype)
+                           for fill in planned(state, config)}), config
+
+
+def open_weights(folder: str | Path, prefix: str = "") -> store.Weights:
+    """Weights of a model folder or straight of a transformers folder, read slice by slice: no converted copy.
+
+    Args:
+        prefix: which parameters are wanted; "vision/eye" calls the encoder of the folder "eye".
+
+    Raises:
+        UserError: see `store.open_weights`, `open_folder` and `plan.make_plan`.
+    """
+    folder = Path(folder)
+    file = folder / "config.json"
+    if not file.is_file() or "model_type" not in read_json(file):
+        return store.open_weights(folder)
+    state, config = open_folder(folder)
+    top, _, name = prefix.partition("/")
+    if top == "vision" and isinstance(config, VisionConfig | ClipConfig):
+        config = named(config, name.partition("/")[0] or None, str(folder))
+    base = prefix_of(config)
+    fills = {base + fill.target: fill for fill in planned(state, config)}
+    return store.Weights(
+        str(folder), config,
+        {path: jax.ShapeDtypeStruct(fill.shape, fill.dtype) for path, fill in fills.items()},
+        store.sliced(lambda path, index, dtype: fills[path].read(state, index, dtype)))

@@ -12,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.files import Safetensors, read_json
+from convert.files import read_json, tensors
+from convert.plan import State
 from spatialllm_jax.errors import UserError
 
 SUFFIXES = (".bin", ".pt", ".pth")
@@ -56,14 +57,14 @@ class Pickles(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
-def open_checkpoint(folder: Path) -> Mapping[str, np.ndarray]:
+def open_checkpoint(folder: Path) -> State:
     """The tensors of a folder: its safetensors, or where there are none its `pytorch_model*.bin`.
 
     Raises:
-        UserError: see `Safetensors` and `Pickles`.
+        UserError: see `files.tensors` and `Pickles`.
     """
     if any(folder.glob("*.safetensors")) or not ((folder / INDEX).is_file() or (folder / WHOLE).is_file()):
-        return Safetensors(folder)
+        return tensors(folder)
     return Pickles(folder)
 
 

@@ -34,10 +34,11 @@ def main(argv: list[str]) -> dict[str, Any]:
         _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
     # Imported late: bad flags must not wait for JAX.
+    from convert.load import open_weights
     from spatialllm_jax.training.run import train_row
 
     started = time.monotonic()
-    summary = train_row(config.to_dict(), workdir, show_progress=not args.quiet)
+    summary = train_row(config.to_dict(), workdir, open_weights=open_weights, show_progress=not args.quiet)
     summary["seconds"] = round(time.monotonic() - started, 1)
     for name, metrics in summary["stages"].items():
         if metrics:

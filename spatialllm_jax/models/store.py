@@ -1,29 +1,34 @@
 """Model folders: `config.json` and the parameters, as training writes them and inference reads them.
 
     folder/config.json     what the model is (`models.config`)
-    folder/params/         Orbax: any sharding in, any sharding out
+    folder/params/         Orbax: any sharding in, any sharding out; or
+    folder/params.safetensors   the same parameters, flat, as conversion streams them
     folder/tokenizer.json  when the model reads text (`data.tokenizer`)
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import config as configs
 from spatialllm_jax.models.linear import Params
+from spatialllm_jax.models.tensor_file import TensorFiles
 
-CONFIG, PARAMS = "config.json", "params"
+CONFIG, PARAMS, TENSORS = "config.json", "params", "params.safetensors"
 _CLASSES = {cls.__name__: cls for cls in (
     configs.ModelConfig, configs.ClipConfig, configs.VisionConfig, configs.TextTowerConfig,
     configs.ConnectorConfig, configs.LlamaConfig, configs.RopeScaling, configs.LoRAConfig, configs.Tiling)}
@@ -83,11 +88,130 @@ def load_config(folder: str | Path) -> Any:
         raise UserError(f"{file} is not JSON: {error}") from None
 
 
+@contextlib.contextmanager
+def replacing(folder: str | Path, marker: str = CONFIG) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when all went well, and vanishes otherwise.
+
+    Args:
+        marker: file by which an older folder of the same kind is known; anything else is not overwritten.
+
+    Raises:
+        UserError: `folder` exists and has no `marker`.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / marker).is_file():
+        raise UserError(f"{folder} exists and is not a model folder; choose another one")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters on disk that can be read with any sharding.
+
+    Attributes:
+        where: the folder, for messages.
+        config: what they are parameters of.
+        shapes: path -> shape and stored type.
+        restore: reads what it is asked for: path -> shape, type and sharding in, arrays out.
+    """
+
+    where: str
+    config: Any
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]] = dataclasses.field(repr=False)
+
+    def load(self, prefix: str = "", shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+             dtypes: Mapping[str, Any] | None = None, only: Collection[str] | None = None) -> dict[str, jax.Array]:
+        """Flat parameters {path: array} under `prefix` ("" for all, "vision/dinov2", "llm").
+
+        Args:
+            shardings: path -> sharding; default: the first device.
+            dtypes: path -> type to cast to; default: as stored.
+            only: of these paths alone; default: all.
+
+        Raises:
+            UserError: there is nothing under `prefix`.
+        """
+        inside = {key: leaf for key, leaf in self.shapes.items() if under(key, prefix)}
+        if not inside:
+            tops = sorted({"/".join(key.split("/")[:2]) for key in self.shapes})
+            raise UserError(f"{self.where} holds no parameters under {prefix!r}; it has {', '.join(tops)}")
+        single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return self.restore({
+            key: jax.ShapeDtypeStruct(leaf.shape, (dtypes or {}).get(key, leaf.dtype),
+                                      sharding=(shardings or {}).get(key, single))
+            for key, leaf in inside.items() if only is None or key in only})
+
+
+def under(path: str, prefix: str) -> bool:
+    """Whether a parameter lies at or below `prefix`; "" is above all."""
+    return not prefix or path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def sliced(read: Callable[[str, tuple[slice, ...], Any], np.ndarray],
+           ) -> Callable[[Mapping[str, jax.ShapeDtypeStruct]], dict[str, jax.Array]]:
+    """A `Weights.restore` from a function that reads slices: (path, index, dtype) -> array.
+
+    Each process reads what its own devices hold, every distinct slice once.
+    """
+    def restore(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        for path, target in targets.items():
+            assert target.sharding is not None
+            found[path] = jax.make_array_from_callback(
+                target.shape, target.sharding, _remembering(functools.partial(read, path), target.dtype))
+        return found
+
+    return restore
+
+
+def _remembering(read: Callable[[tuple[slice, ...], Any], np.ndarray], dtype: Any,
+                 ) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
+    """Replicas ask for the same slice one after the other; it is read once."""
+    last: dict[tuple[tuple[Any, Any], ...], np.ndarray] = {}
+
+    def one(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
+        bounds = tuple((part.start, part.stop) for part in index)
+        if bounds not in last:
+            last.clear()
+            last[bounds] = read(index, dtype)
+        return last[bounds]
+
+    return one
+
+
+def open_weights(folder: str | Path, prefix: str = "") -> Weights:
+    """The parameters of a model folder, from Orbax (training writes it) or safetensors (conversion writes it).
+
+    Args:
+        prefix: not needed here; part of the signature that training calls (see `convert.load.open_weights`).
+
+    Raises:
+        UserError: the folder is not a model folder.
+    """
+    folder = Path(folder)
+    if (folder / TENSORS).exists():
+        files = TensorFiles(folder / TENSORS)
+        shapes = {name: jax.ShapeDtypeStruct(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+        return Weights(str(folder), load_config(folder), shapes,
+                       sliced(lambda path, index, dtype: files[path][index].astype(dtype)))
+    return Weights(str(folder), load_config(folder), stored_shapes(folder), functools.partial(_from_orbax, folder))
+
+
 def stored_shapes(folder: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path -> shape and type of everything in the folder, without reading it."""
+    """Path -> shape and type of everything that training wrote into the folder, without reading it."""
     path = (Path(folder) / PARAMS).absolute()
     if not path.exists():
-        raise UserError(f"{folder} is not a model folder: it has no {PARAMS}/")
+        raise UserError(f"{folder} is not a model folder: it has neither {PARAMS}/ nor {TENSORS}")
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
     flat = traverse_util.flatten_dict(dict(metadata.tree), sep="/")
@@ -96,30 +220,15 @@ def stored_shapes(folder: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 def load_params(folder: str | Path, prefix: str = "",
                 shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, jax.Array]:
-    """Flat parameters {path: array} under `prefix` ("" for all, "vision/dinov2", "llm").
+    """Flat parameters of a model folder; see `Weights.load`."""
+    return open_weights(folder).load(prefix, shardings)
 
-    Args:
-        shardings: path -> sharding to restore with; default: the first device.
 
-    Raises:
-        UserError: when the folder holds nothing under `prefix`.
-    """
-    stored = stored_shapes(folder)
-    inside = {key: leaf for key, leaf in stored.items() if not prefix or key == prefix
-              or key.startswith(prefix.rstrip("/") + "/")}
-    if not inside:
-        tops = sorted({"/".join(key.split("/")[:2]) for key in stored})
-        raise UserError(f"{folder} holds no parameters under {prefix!r}; it has {', '.join(tops)}")
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-    def target(key: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=(shardings or {}).get(key, single))
-
-    tree = traverse_util.unflatten_dict({key: target(key, leaf) for key, leaf in inside.items()}, sep="/")
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
+def _from_orbax(folder: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    tree = traverse_util.unflatten_dict(dict(targets), sep="/")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
-            (Path(folder) / PARAMS).absolute(),
+            (folder / PARAMS).absolute(),
             args=ocp.args.PyTreeRestore(item=tree, partial_restore=True,
                                         restore_args=ocp.checkpoint_utils.construct_restore_args(tree)))
     return traverse_util.flatten_dict(restored, sep="/")

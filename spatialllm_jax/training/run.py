@@ -38,6 +38,7 @@ from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
 
 MODEL, CHAT = "model", "chat.json"
+OpenWeights = Callable[[str, str], store.Weights]
 LOGIT_SCALE_RANGE = (0.0, float(np.log(100.0)))  # CLIP clamps the logit scale to at most ln 100
 
 
@@ -50,11 +51,14 @@ class Parts:
     abstract: Flat
 
 
-def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: bool = True) -> dict[str, Any]:
+def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: OpenWeights = store.open_weights,
+              show_progress: bool = True) -> dict[str, Any]:
     """Trains all stages of a row that are not done yet; returns what `--json` prints.
 
     Args:
         config: as a file in `configs/` gives it, resolved to plain values.
+        open_weights: (folder, path prefix) -> what a folder of `config["weights"]` holds; `convert.load`'s reads
+            transformers folders as well.
         workdir: `config.json`, `tokenizer.json`, one folder per stage (checkpoints, metrics, `model/`), and
             `model` of the last stage.
     """
@@ -65,11 +69,13 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: 
     tokenizer = prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
     model = model_config(config, tokenizer)
     mesh = make_mesh(**config.get("mesh", {}))
-    weights = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
+    folders = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
     pool: dict[str, jax.Array] = {}
     summary: dict[str, Any] = {"row": config["row"], "workdir": str(workdir), "stages": {}}
     known = [_parts(stage, config, model, tokenizer).abstract for stage in stages]
-    initial.check_prefixes(weights, known)
+    initial.check_prefixes(folders, known)
+    weights = {prefix: open_weights(folder, prefix) for prefix, folder in folders.items()}
+    initial.check_configs(weights, model)
     for stage, abstract in zip(stages, known, strict=True):
         split(abstract, stage.trainable)
     _store_config(config, workdir)  # only now: a config with a mistake must not occupy the folder
@@ -89,7 +95,8 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, show_progress: 
     return summary
 
 
-def prepare_features(config: Mapping[str, Any], *, show_progress: bool = True) -> None:
+def prepare_features(config: Mapping[str, Any], *, open_weights: OpenWeights = store.open_weights,
+                     show_progress: bool = True) -> None:
     """Computes the frozen features that a row's stages will read, so that several rows can start at once.
 
     For rows whose encoders come from `config["weights"]` and train in no stage.
@@ -102,7 +109,7 @@ def prepare_features(config: Mapping[str, Any], *, show_progress: bool = True) -
         folder = config["weights"].get(prefix)
         if not folder:
             raise UserError(f"config.weights has no folder for {prefix}; features of random weights are not kept")
-        found.update(store.load_params(folder, prefix))
+        found.update(open_weights(folder, prefix).load(prefix))
     for stage in stages:
         if stage.stored_features:
             stored_features(model, found, [(source.path, source.split) for source in stage.sources],
@@ -173,7 +180,8 @@ def _abstract(init: Callable[[jax.Array], Any]) -> Flat:
 
 def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
                  tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
-                 weights: dict[str, str], folder: Path, key: jax.Array, show_progress: bool) -> dict[str, jax.Array]:
+                 weights: dict[str, store.Weights], folder: Path, key: jax.Array, show_progress: bool,
+                 ) -> dict[str, jax.Array]:
     parts = _parts(stage, config, model, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
     init_key, step_key = jax.random.split(key)

@@ -19,7 +19,6 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from convert import from_hf, llava_next  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
-from convert.files import Safetensors  # noqa: E402
 from convert.load import config_from_hf, load  # noqa: E402
 from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
@@ -29,6 +28,7 @@ from spatialllm_jax.inference import engine as inference  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt, show  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
+from spatialllm_jax.models.tensor_file import TensorFiles  # noqa: E402
 from spatialllm_jax.training.features import stored_features  # noqa: E402
 from tests.convert.test_parity import VISION, assert_states, converted, llama_config, randomised  # noqa: E402
 
@@ -136,7 +136,7 @@ def test_files_there_and_back(next_model, tmp_path):
     in_memory, same = converted(next_model)
     assert config == same and config.tiling.pinpoints == tuple(map(tuple, PINPOINTS))
     jax.tree.map(np.testing.assert_array_equal, params, in_memory)
-    stored = Safetensors(tmp_path)
+    stored = TensorFiles(tmp_path)
     back = {name.replace("vision_tower.vision_model.", "vision_tower."): value
             for name, value in to_torch(params, "llava_next", config).items()}
     assert set(back) == set(stored)
@@ -157,9 +157,8 @@ def folder(next_model, tiny_tokenizer, tmp_path_factory):
     next_model.save_pretrained(source)
     tiny_tokenizer.save(source)
     out = source.with_name("model")
-    assert from_hf.main([str(source), "--out", str(out), "--template", "compact", "--system", "look"])[
-        "family"] == "llava_next"
-    assert ChatSettings(**json.loads((out / "chat.json").read_text())) == SETTINGS
+    assert from_hf.main([str(source), "--out", str(out)])["family"] == "llava_next"
+    (out / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
     return out
 
 

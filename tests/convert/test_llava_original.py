@@ -15,14 +15,16 @@ from safetensors.numpy import save_file  # noqa: E402
 
 from convert import from_hf, llava_original  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
-from convert.load import config_from_hf, load  # noqa: E402
+from convert.load import config_from_hf, load, open_weights  # noqa: E402
 from convert.pickles import Pickles  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
 from spatialllm_jax.models.config import ConnectorConfig, Tiling  # noqa: E402
 from spatialllm_jax.models.presets import CLIP_L_336, VICUNA_7B, preset  # noqa: E402
-from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
+from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params, init_params  # noqa: E402
+from spatialllm_jax.training import initial  # noqa: E402
+from spatialllm_jax.training.partition import flatten  # noqa: E402
 from tests.convert.test_engine import random_params  # noqa: E402
 
 NANO = preset("nano_clip")
@@ -151,7 +153,7 @@ def test_anyres_folders_are_llava_next(tmp_path, tower):
     equal(found, params)
     plain = tmp_path / "llava" / "config.json"
     plain.write_text(json.dumps(HF))
-    with pytest.raises(UserError, match=r"model\.image_newline .* belong together"):
+    with pytest.raises(UserError, match=r"left over model\.image_newline"):
         load(tmp_path / "llava", vision_tower=tower)
     plain.write_text(json.dumps({**hf, "image_grid_pinpoints": "(1x1),...,(6x6)"}))
     with pytest.raises(UserError, match=r"image_grid_pinpoints .* give a list of \[width, height\]"):
@@ -175,7 +177,8 @@ def test_published_config():
 @pytest.mark.parametrize(("change", "word"), [
     ({"mm_projector_type": "resampler"}, "resampler"), ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
     ({"mm_hidden_size": 7}, "mm_hidden_size 7"), ({"mm_use_im_start_end": True}, "mm_use_im_start_end"),
-    ({"mm_projector_type": "linear"}, "config.json speaks of"), ({"hidden_size": None}, "hidden_size|multiple|None")])
+    ({"mm_projector_type": "linear"}, r"missing model\.mm_projector\.weight"),
+    ({"hidden_size": None}, "the field 'hidden_size' is missing")])
 def test_configs_that_do_not_fit_are_named(tmp_path, params, tower, change, word):
     if change == {"hidden_size": None}:
         hf = {key: value for key, value in HF.items() if key != "hidden_size"}
@@ -190,15 +193,15 @@ def test_no_tensor_is_dropped_or_missed(tmp_path, params, tower):
     for number, (change, word) in enumerate((
             ({"model.extra.weight": np.zeros(3, np.float32)}, "left over model.extra.weight"),
             ({"model.vision_tower.extra": np.zeros(3, np.float32)}, r"left over model\.vision_tower\.extra"),
-            ({"model.vision_tower.vision_tower.extra": np.zeros(3, np.float32)}, "left over extra"),
-            ({"model.mm_projector.4.weight": np.zeros((3, 3), np.float32)}, r"missing 4\.bias"),
-            ({"model.mm_projector.0.bias": np.zeros(3, np.float32)}, "do not follow on each other"),
+            ({"model.vision_tower.vision_tower.extra": np.zeros(3, np.float32)}, r"left over .*vision_tower\.extra"),
+            ({"model.mm_projector.4.weight": np.zeros((3, 3), np.float32)}, "left over model.mm_projector.4.weight"),
+            ({"model.mm_projector.0.bias": np.zeros(3, np.float32)}, r"mm_projector\.0\.bias of shape \(3,\)"),
             ({"mm_projector.0.bias": np.zeros(3, np.float32)}, "twice"))):
         with pytest.raises(UserError, match=word):
             load(written(tmp_path / str(number), {**state, **change}), vision_tower=tower)
     for number, name in enumerate(("lm_head.weight", "model.mm_projector.2.bias", "model.layers.1.mlp.up_proj.weight")):
         part = {key: value for key, value in state.items() if key != name}
-        with pytest.raises(UserError, match=name.removeprefix("model.mm_projector.").replace(".", r"\.")):
+        with pytest.raises(UserError, match=f"missing {name}"):
             load(written(tmp_path / f"lacks{number}", part), vision_tower=tower)
     with pytest.raises(UserError, match="holds a 'llava' model; give a CLIP"):
         load(tmp_path / "0", vision_tower=tmp_path / "0")
@@ -225,20 +228,36 @@ def test_stage_one_projector_starts_training(tmp_path, params, new):
     expected = {f"connector/{name}/{leaf}": value for name, linear in params["connector"].items()
                 for leaf, value in linear.items()}
     equal({path: np.asarray(leaf) for path, leaf in found.items()}, expected)
-    # What `training.initial.gather` asks of a folder under weights.connector.
-    store.check_shapes(out, found, expected)
+    # config.weights.connector: the rest of the model starts random.
+    shapes, single = flatten(abstract_params(CONFIG)), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    started = initial.gather(shapes, lambda key: init_params(CONFIG, key), jax.random.key(0),
+                             dict.fromkeys(shapes, single), before={},
+                             weights={"connector": open_weights(out, "connector")})
+    equal({path: np.asarray(started[path]) for path in expected}, expected)
 
 
-def test_linear_projector(tmp_path):
-    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
-    torch.save(as_torch({"model.mm_projector.weight": weight, "model.mm_projector.bias": weight[:, 0]}),
-               tmp_path / "mm_projector.bin")
-    params, config = llava_original.load_projector(tmp_path / "mm_projector.bin")
+def test_linear_and_odd_projectors(tmp_path):
+    weight, file = np.arange(12, dtype=np.float32).reshape(3, 4), tmp_path / "mm_projector.bin"
+
+    def read(**state):
+        torch.save(as_torch(state), file)
+        opened, config = llava_original.open_projector(file)
+        return {fill.target: fill.read(opened) for fill in llava_original.plan(opened, config)}, config
+
+    found, config = read(**{"mm_projector.weight": weight, "mm_projector.bias": weight[:, 0]})
     assert config.layers == 1
-    np.testing.assert_array_equal(params["linear_0"]["kernel"], weight.T)
-    torch.save(as_torch({"model.embed_tokens.weight": weight}), tmp_path / "mm_projector.bin")
-    with pytest.raises(UserError, match=r"model\.embed_tokens\.weight, which is no part of a projector"):
-        llava_original.load_projector(tmp_path / "mm_projector.bin")
+    np.testing.assert_array_equal(found["connector/linear_0/kernel"], weight.T)
+    two = {f"model.mm_projector.{k}": value for k, value in {
+        "0.weight": np.ones((5, 4), np.float32), "0.bias": weight[0, [0] * 5], "2.weight": np.ones((3, 5), np.float32),
+        "2.bias": weight[:, 0]}.items()}
+    assert read(**two)[1].hidden == 5
+    for change, word in (({"model.mm_projector.2.weight": weight}, "does not follow on one of 5 outputs"),
+                         ({"model.mm_projector.4.weight": weight[:, :3]}, r"missing model\.mm_projector\.4\.bias"),
+                         ({"model.embed_tokens.weight": weight}, r"left over model\.embed_tokens\.weight")):
+        with pytest.raises(UserError, match=word):
+            read(**{**two, **change})
+    with pytest.raises(UserError, match="holds no mm_projector"):
+        read(**{"model.embed_tokens.weight": weight})
 
 
 def test_sharded_pickles_are_one_mapping(tmp_path, params, tower):

@@ -13,12 +13,12 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import save_file  # noqa: E402
 
 from convert.engine import family_of, to_jax, to_torch  # noqa: E402
-from convert.files import Safetensors  # noqa: E402
 from convert.load import config_from_hf, load  # noqa: E402
 from spatialllm_jax.models.attention import self_mask  # noqa: E402
 from spatialllm_jax.models.clip_text import CLIP, TextTower  # noqa: E402
 from spatialllm_jax.models.llama import Llama  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
+from spatialllm_jax.models.tensor_file import TensorFiles  # noqa: E402
 from spatialllm_jax.models.vit import ViT, normalize  # noqa: E402
 
 TOLERANCE = 1e-4
@@ -228,7 +228,7 @@ def test_files_load_in_both_spellings_and_come_back(build, tmp_path, request):
     params, config = load(tmp_path)
     in_memory, _ = converted(model)
     jax.tree.map(np.testing.assert_array_equal, params, in_memory)
-    stored = Safetensors(tmp_path)
+    stored = TensorFiles(tmp_path)
     back = to_torch(params, family_of(config), config)
     expected = {name for name in stored if not name.endswith("mask_token")}
     renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in back.items()}
