@@ -162,9 +162,9 @@ def open_projector(file: Path) -> tuple[Original, ConnectorConfig]:
 
 
 def _projector_rules(config: ConnectorConfig) -> list[Rule]:
-    """Linears are numbered 0, 2, 4 ... (activations lie between), or not at all when there is one."""
+    """Linears are numbered 0, 2, 4 ... (activations lie between), or not at all in type linear."""
     if config.layers == 1:
-        return linear("connector/linear_0", *PROJECTOR)
+        return linear("connector/linear_0", *PROJECTOR, *(f"{name}.0" for name in PROJECTOR))
     return [rule for i in range(config.layers)
             for rule in linear(f"connector/linear_{i}", *(f"{name}.{2 * i}" for name in PROJECTOR))]
 

@@ -244,9 +244,10 @@ def test_linear_and_odd_projectors(tmp_path):
         opened, config = llava_original.open_projector(file)
         return {fill.target: fill.read(opened) for fill in llava_original.plan(opened, config)}, config
 
-    found, config = read(**{"mm_projector.weight": weight, "mm_projector.bias": weight[:, 0]})
-    assert config.layers == 1
-    np.testing.assert_array_equal(found["connector/linear_0/kernel"], weight.T)
+    for stem in ("mm_projector", "model.mm_projector", "model.mm_projector.0"):     # the last is mlp1x_gelu
+        found, config = read(**{f"{stem}.weight": weight, f"{stem}.bias": weight[:, 0]})
+        assert config.layers == 1
+        np.testing.assert_array_equal(found["connector/linear_0/kernel"], weight.T)
     two = {f"model.mm_projector.{k}": value for k, value in {
         "0.weight": np.ones((5, 4), np.float32), "0.bias": weight[0, [0] * 5], "2.weight": np.ones((3, 5), np.float32),
         "2.bias": weight[:, 0]}.items()}
