@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import clip, dinov2, llama, llava, mae
+from convert import clip, dinov2, hub, llama, llava, mae
 from convert.engine import Config, family_of, plan_of, prefix_of, to_jax
 from convert.files import read_json, tensors
 from convert.plan import State
@@ -98,7 +98,7 @@ def open_weights(folder: str | Path, prefix: str = "") -> store.Weights:
     Raises:
         UserError: see `store.open_weights`, `open_folder` and `plan.make_plan`.
     """
-    folder = Path(folder)
+    folder = hub.local(folder)
     file = folder / "config.json"
     if not file.is_file() or "model_type" not in read_json(file):
         return store.open_weights(folder)

@@ -136,3 +136,11 @@ def test_from_hf_writes_a_model_folder(tmp_path, state, capsys):
     with pytest.raises(UserError, match="pickled"):
         from_hf.main([str(tmp_path / "weights.bin"), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_hub_id_without_the_hub_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"facebook/dinov2-large is not a folder here .*hf download"):
+        from_hf.main(["facebook/dinov2-large", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"does not exist"):
+        from_hf.main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
