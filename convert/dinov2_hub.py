@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from convert import dinov2_onnx
+from convert import dinov2_onnx, hub
 from convert.load import load as load_hf
 from launch import fetch_assets
 from spatialllm_jax.errors import UserError
@@ -47,12 +47,9 @@ def _from_hub() -> Params | None:
     """The hub's weights, or None when it cannot be reached (or HF_HUB_OFFLINE is set)."""
     if os.environ.get("HF_HUB_OFFLINE"):
         return None
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = snapshot_download(HUB_ID, allow_patterns=["config.json", "*.safetensors"], etag_timeout=5)
-    except Exception:  # any failure to connect means the same: ask the registry
+        folder = hub.local(HUB_ID)
+    except UserError:  # any failure to connect means the same: ask the registry
         return None
     return load_hf(folder)[0]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from convert import dinov2_onnx, llama_gguf, llava_original, pickles
+from convert import dinov2_onnx, hub, llama_gguf, llava_original, pickles
 from convert.engine import Config, family_of, prefix_of
 from convert.load import named, open_folder, planned
 from convert.plan import State
@@ -41,8 +41,6 @@ def kind_of(source: Path) -> str:
     """
     if source.is_dir():
         return "folder"
-    if not source.exists():
-        raise UserError(f"{source} does not exist; give a transformers folder, a .gguf, an .onnx or a wheel")
     if source.suffix in (".gguf", ".onnx"):
         return source.suffix[1:]
     if source.suffix in pickles.SUFFIXES:
@@ -87,23 +85,24 @@ def _tokenizer_files(source: Path) -> dict[str, bytes]:
 def main(argv: list[str]) -> Mapping[str, Any]:
     """See the module's docstring."""
     args_parser = parser(__doc__.splitlines()[0])
-    args_parser.add_argument("source", type=Path, help="transformers folder, .gguf, .onnx or wheel")
+    args_parser.add_argument("source", help="transformers folder, id of the model hub, .gguf, .onnx or wheel")
     args_parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     args_parser.add_argument("--name", default=None, help="key under params['vision'] (default: the kind)")
-    args_parser.add_argument("--vision-tower", type=Path, default=None, metavar="FOLDER",
-                             help="CLIP folder that completes a folder of the original LLaVA")
+    args_parser.add_argument("--vision-tower", default=None, metavar="FOLDER",
+                             help="CLIP folder (or id) that completes a folder of the original LLaVA")
     args_parser.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16"],
                              help="type to write; stored = as the source has it")
     args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
     args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
     dtype = None if args.dtype == "stored" else jnp.dtype(args.dtype)
-    state, config = opened(args.source, args.name, args.vision_tower)
+    source, tower = hub.local(args.source), args.vision_tower and hub.local(args.vision_tower)
+    state, config = opened(source, args.name, tower)
     family = "connector" if isinstance(config, ConnectorConfig) else family_of(config)
     fills = planned(state, config)
     with store.replacing(args.out) as folder:
         (folder / store.CONFIG).write_text(json.dumps(store.config_to_json(config), indent=1))
-        tokenizer = _tokenizer_files(args.source)
+        tokenizer = _tokenizer_files(source)
         for name, content in tokenizer.items():
             (folder / name).write_bytes(content)
         count = stream(state, fills, folder / store.TENSORS, prefix=prefix_of(config), dtype=dtype,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from convert import clip, dinov2, llama, llava, llava_next, llava_original, mae
+from convert import clip, dinov2, hub, llama, llava, llava_next, llava_original, mae
 from convert.engine import Config, family_of, plan_of, prefix_of
 from convert.files import read_json
 from convert.pickles import open_checkpoint
@@ -128,7 +128,7 @@ def open_weights(folder: str | Path, prefix: str = "") -> store.Weights:
     Raises:
         UserError: see `store.open_weights`, `open_folder` and `plan.make_plan`.
     """
-    folder = Path(folder)
+    folder = hub.local(folder)
     file = folder / "config.json"
     if not file.is_file() or "model_type" not in read_json(file):
         return store.open_weights(folder)

@@ -146,3 +146,11 @@ def test_pickles_without_torch_ask_for_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'spatialllm-jax\[torch\]'"):
         from_hf.main([str(tmp_path / "mm_projector.bin"), "--out", str(tmp_path / "new")])
+
+
+def test_a_hub_id_without_the_hub_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"facebook/dinov2-large is not a folder here .*hf download"):
+        from_hf.main(["facebook/dinov2-large", "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"does not exist"):
+        from_hf.main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())

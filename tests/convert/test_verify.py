@@ -1,0 +1,78 @@
+"""convert.verify passes what is equal, fails what is not, and says why it cannot run."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="comparing needs torch: pip install torch")
+transformers = pytest.importorskip("transformers")
+
+from PIL import Image  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+from convert import from_hf, verify  # noqa: E402
+from spatialllm_jax.errors import UserError  # noqa: E402
+from tests.convert.test_parity import VISION, clip_model, llama_config, randomised  # noqa: E402
+
+MODELS = {
+    "clip": lambda: randomised(transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(**VISION, intermediate_size=64))),
+    "contrastive": clip_model,
+    "dinov2": lambda: randomised(transformers.Dinov2Model(transformers.Dinov2Config(**VISION, mlp_ratio=2))),
+    "mae": lambda: randomised(transformers.ViTMAEModel(transformers.ViTMAEConfig(**VISION, intermediate_size=64))),
+    "llama": lambda: randomised(transformers.LlamaForCausalLM(llama_config())),
+    "llava": lambda: randomised(transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION, intermediate_size=64), text_config=llama_config(),
+        image_token_index=63))),
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_equal_models_pass(family, tmp_path, capsys):
+    MODELS[family]().save_pretrained(tmp_path / "source")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    from_hf.main([str(tmp_path / "source"), "--out", str(tmp_path / "model"), "--quiet"])
+    result = verify.main([str(tmp_path / "source"), "--model", str(tmp_path / "model"),
+                          "--image", str(tmp_path / "x.png")])
+    printed = capsys.readouterr().out
+    assert result["states"] == printed.count("e-") // 2 + printed.count("0.0e+00") // 2
+    assert ("x.png" in printed) == (family != "llama") and result["largest"] < 1e-4
+
+
+def test_a_small_change_is_found_and_named(tmp_path, capsys):
+    MODELS["llama"]().save_pretrained(tmp_path / "source")
+    from_hf.main([str(tmp_path / "source"), "--out", str(tmp_path / "model"), "--quiet"])
+    file = tmp_path / "source" / "model.safetensors"
+    state = load_file(file)
+    state["model.layers.1.mlp.up_proj.weight"] *= 1.01
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(SystemExit) as end:
+        verify.main([str(tmp_path / "source"), "--model", str(tmp_path / "model")])
+    printed = capsys.readouterr().out
+    assert end.value.code == 1
+    passed = {line.partition("  ")[0]: "PAST" not in line for line in printed.splitlines() if "state" in line}
+    assert passed["random ids: state 1"] and not passed["random ids: state 2"]
+
+
+def test_a_nan_does_not_pass():
+    ours, theirs = np.ones((2, 3)), np.ones((2, 3))
+    assert verify._difference("x", ours, theirs, 1e-4).passed
+    ours[0, 0] = np.nan
+    assert not verify._difference("x", ours, theirs, 1e-4).passed
+
+
+def test_mistakes_are_explained(tmp_path):
+    MODELS["clip"]().save_pretrained(tmp_path / "clip")
+    MODELS["llama"]().save_pretrained(tmp_path / "llama")
+    from_hf.main([str(tmp_path / "llama"), "--out", str(tmp_path / "model"), "--quiet"])
+    with pytest.raises(UserError, match="not the same model"):
+        verify.main([str(tmp_path / "clip"), "--model", str(tmp_path / "model")])
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="not a readable"):
+        verify.main([str(tmp_path / "clip")])
+    with pytest.raises(UserError, match="does not exist"):
+        verify.main([str(tmp_path / "absent")])
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    with pytest.raises(UserError):
+        verify.main([str(tmp_path / "clip")])
