@@ -19,7 +19,7 @@ import numpy as np
 from convert.files import read_json
 from convert.load import open_weights
 from launch import cli
-from spatialllm_jax.data import images
+from spatialllm_jax.data import images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
@@ -195,21 +195,30 @@ def _whole(name: str, oracle: Any, config: ModelConfig, params: Params, pixels: 
            tokens: np.ndarray) -> Iterator[Pair]:
     import torch
 
-    image = oracle.config.image_token_id
-    count = config.connector.num_tokens
+    image, encoder = oracle.config.image_token_id, config.vision[0]
+    seen, layout, sizes = pixels, np.arange(config.connector.num_tokens), {}
+    if config.tiling is not None:
+        height, width = pixels.shape[1:3]
+        seen = tiling.tiles(pixels[0], config.tiling.pinpoints, encoder.image_size)
+        layout = tiling.layout(height, width, config.tiling.pinpoints, encoder.image_size,
+                               config.connector.grid // config.connector.merge)
+        sizes = {"image_sizes": torch.tensor([[height, width]])}
+    # The line break stands behind the tokens of all slots, used or not.
+    slots = np.concatenate([seen, np.zeros((config.num_slots - len(seen), *seen.shape[1:]), np.uint8)])
     tokens = np.where(tokens == image, 3, tokens)
-    tokens = np.concatenate([tokens[:, :2], np.full((1, count), image), tokens[:, 2:]], axis=1)
-    index = np.where(tokens == image, np.arange(tokens.shape[1]) - 2, -1)
+    tokens = np.concatenate([tokens[:, :2], np.full((1, len(layout)), image), tokens[:, 2:]], axis=1)
+    index = np.full(tokens.shape, -1)
+    index[0, 2:2 + len(layout)] = layout
     ids, one, positions = jnp.asarray(tokens), jnp.ones(tokens.shape, jnp.int32), jnp.arange(tokens.shape[1])[None]
 
     def logits(model: SpatialLLM) -> jax.Array:
-        hidden = model(ids, positions, one, 0 * one, jnp.asarray(index), images=jnp.asarray(pixels[:, None]))
+        hidden = model(ids, positions, one, 0 * one, jnp.asarray(index), images=jnp.asarray(slots[None]))
         return model.logits(hidden)
 
     ours = jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, method=logits))(params)
-    x = np.asarray(normalize(jnp.asarray(pixels), config.vision[0])).transpose(0, 3, 1, 2).copy()
+    x = torch.tensor(np.asarray(normalize(jnp.asarray(seen), encoder)).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        theirs = oracle(input_ids=torch.tensor(tokens), pixel_values=torch.tensor(x)).logits
+        theirs = oracle(input_ids=torch.tensor(tokens), pixel_values=x[None] if sizes else x, **sizes).logits
     yield f"{name}: logits", np.asarray(ours), theirs.numpy()
 
 

@@ -20,6 +20,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from convert import from_hf, llava_next  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
 from convert.load import config_from_hf, load  # noqa: E402
+from convert.verify import verify  # noqa: E402
 from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
@@ -142,6 +143,12 @@ def test_files_there_and_back(next_model, tmp_path):
     assert set(back) == set(stored)
     for name in stored:
         np.testing.assert_array_equal(back[name], stored[name], err_msg=name)
+
+
+def test_verify_runs_both_sides(next_model, tmp_path):
+    next_model.save_pretrained(tmp_path)
+    differences = verify(tmp_path)
+    assert differences and all(d.passed and d.largest < 1e-4 for d in differences)
 
 
 def png(image):
