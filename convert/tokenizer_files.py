@@ -72,7 +72,8 @@ def template_of(tokenizer: Tokenizer, where: str) -> str:
     raise UserError(f"{where}: the tokenizer has none of {', '.join(_MARKS)}; name the chat template with --template")
 
 
-def chat_settings(folder: Path, config: ModelConfig, template: str | None = None) -> ChatSettings:
+def chat_settings(folder: Path, config: ModelConfig, tokenizer: Tokenizer, template: str | None = None,
+                  ) -> ChatSettings:
     """How a whole model of a transformers folder reads: template by its vocabulary, pictures by its processor.
 
     Args:
@@ -86,6 +87,5 @@ def chat_settings(folder: Path, config: ModelConfig, template: str | None = None
     if preprocessor.is_file() and read_json(preprocessor).get("do_center_crop") and (
             read_json(folder / "config.json").get("image_aspect_ratio") != "pad"):
         resize = "square"
-    if template is None:
-        template = template_of(load(folder), str(folder))
-    return ChatSettings(template, None, max(encoder.image_size for encoder in config.vision), resize)
+    return ChatSettings(template or template_of(tokenizer, str(folder)), None,
+                        max(encoder.image_size for encoder in config.vision), resize)

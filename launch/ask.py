@@ -29,8 +29,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     args = parser.parse_args(argv)
 
+    from convert.engines import load_engine
     from spatialllm_jax.data.images import decode
-    from spatialllm_jax.inference.engine import load_engine
     from spatialllm_jax.inference.prompts import Prompt
     from spatialllm_jax.questions.types import Region
 

@@ -34,9 +34,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
 
+    from convert.engines import load_engine
     from spatialllm_jax.data.storage import open_split
     from spatialllm_jax.evaluation import spatial_vqa
-    from spatialllm_jax.inference.engine import load_engine
 
     records = open_split(args.data, args.split)
     count = min(args.limit, len(records)) if args.limit > 0 else len(records)

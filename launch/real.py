@@ -244,9 +244,9 @@ def _model(plan: Plan) -> Path:
 
 def answer(plan: Plan) -> None:
     """Captions of held-out scenes and photographs, and answers to probing questions, in its own words."""
+    from convert.engines import load_engine
     from spatialllm_jax.data.storage import open_split
     from spatialllm_jax.evaluation import own_words
-    from spatialllm_jax.inference.engine import load_engine
 
     file = plan.out / "answers.json"
     if file.exists():

@@ -193,14 +193,24 @@ def load_engine(folder: str | Path, *, batch_size: int = 16,
     Raises:
         UserError: when the folder is not one of a whole model, or parts of it are missing.
     """
-    config = store.load_config(folder)
-    if not isinstance(config, ModelConfig):
+    if not isinstance(config := store.load_config(folder), ModelConfig):
         raise UserError(f"{folder} holds a {type(config).__name__}, not a whole model; give a stage-2 model folder")
     try:
         settings = ChatSettings(**json.loads((Path(folder) / "chat.json").read_text()))
     except (OSError, json.JSONDecodeError, TypeError):
         raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
-    params = store.load_params(folder)
-    store.check_shapes(folder, params, traverse_util.flatten_dict(abstract_params(config), sep="/"))
-    return Engine(SpatialLLM(config), traverse_util.unflatten_dict(params, sep="/"), tokenizers.load(folder), settings,
-                  batch_size, features)
+    return build_engine(store.open_weights(folder), settings, tokenizers.load(folder), batch_size=batch_size,
+                        features=features)
+
+
+def build_engine(weights: store.Weights, settings: ChatSettings, tokenizer: tokenizers.Tokenizer, *,
+                 batch_size: int = 16, features: Features | None = None) -> Engine:
+    """An engine from opened weights of a whole model.
+
+    Raises:
+        UserError: parameters are missing.
+    """
+    config: ModelConfig = weights.config
+    store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract_params(config), sep="/"))
+    params = traverse_util.unflatten_dict(weights.load(), sep="/")
+    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features)

@@ -75,13 +75,12 @@ def test_the_vocabulary_tells_the_template(tokens, template):
 
 
 def test_the_processor_tells_how_pictures_are_cut(tmp_path):
-    train(TEXTS, 300).save(tmp_path)
+    tokenizer, config = train(TEXTS, 300), preset("nano")
     (tmp_path / "config.json").write_text("{}")
-    config = preset("nano")
-    assert chat_settings(tmp_path, config).resize == "pad"
+    assert chat_settings(tmp_path, config, tokenizer).resize == "pad"
     (tmp_path / "preprocessor_config.json").write_text('{"do_center_crop": true}')
-    found = chat_settings(tmp_path, config)
+    found = chat_settings(tmp_path, config, tokenizer)
     assert (found.template, found.resize, found.image_size) == ("llama3", "square", 16)
     (tmp_path / "config.json").write_text('{"image_aspect_ratio": "pad"}')
-    assert chat_settings(tmp_path, config, "compact").resize == "pad"
-    assert chat_settings(tmp_path, config, "compact").template == "compact"
+    assert chat_settings(tmp_path, config, tokenizer, "compact").resize == "pad"
+    assert chat_settings(tmp_path, config, tokenizer, "compact").template == "compact"
