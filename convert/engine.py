@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import clip, dinov2, llama, llava, mae
+from convert import clip, dinov2, llama, llava, mae, spatialllm
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
@@ -32,10 +32,12 @@ Config = VisionConfig | LlamaConfig | ClipConfig | ModelConfig
 
 
 def family_of(config: Config) -> str:
-    """The family that `config` belongs to: "clip", "dinov2", "mae", "llama", "contrastive" or "llava"."""
+    """The family that `config` belongs to: "clip", "dinov2", "mae", "llama", "contrastive", "llava" or "spatialllm"."""
     if isinstance(config, VisionConfig):
         return config.kind
-    return {LlamaConfig: "llama", ClipConfig: "contrastive", ModelConfig: "llava"}[type(config)]
+    if isinstance(config, ModelConfig):
+        return "llava" if llava.unlike(config) is None else "spatialllm"
+    return {LlamaConfig: "llama", ClipConfig: "contrastive"}[type(config)]
 
 
 def rules_of(family: str, config: Any) -> tuple[list[Rule], tuple[str, ...]]:
@@ -53,7 +55,10 @@ def rules_of(family: str, config: Any) -> tuple[list[Rule], tuple[str, ...]]:
         return llama.rules(config), llama.IGNORED + ((r"lm_head\.weight",) if config.tie_embeddings else ())
     if family == "llava":
         return llava.rules(config), llava.IGNORED
-    raise UserError(f"model family {family!r} is not known; choose one of clip, contrastive, dinov2, mae, llama, llava")
+    if family == "spatialllm":
+        return spatialllm.rules(config), spatialllm.IGNORED
+    raise UserError(f"model family {family!r} is not known; choose one of clip, contrastive, dinov2, mae, llama, "
+                    "llava, spatialllm")
 
 
 def abstract(config: Config) -> Any:

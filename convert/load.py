@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convert import clip, dinov2, llama, llava, mae
+from convert import clip, dinov2, llama, llava, mae, spatialllm
 from convert.engine import Config, family_of, to_jax
 from convert.files import Safetensors, read_json
 from spatialllm_jax.errors import UserError
@@ -23,6 +23,7 @@ MODEL_TYPES: dict[str, Callable[[Mapping[str, Any]], Config]] = {
     "vit_mae": mae.config_from_hf,
     "llama": llama.config_from_hf,
     "llava": llava.config_from_hf,
+    "spatialllm": spatialllm.config_from_hf,
 }
 
 
