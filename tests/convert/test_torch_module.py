@@ -147,7 +147,7 @@ def test_merged_lora_is_our_forward_with_lora(tmp_path):
 
 def test_labels_several_pictures_and_what_is_refused(tmp_path):
     config = CONFIGS["interleave"]
-    params, folder, result = exported(tmp_path, config)
+    _, folder, result = exported(tmp_path, config)
     model = opened(folder)
     _, ids, _ = prompts(config, result["image_token_id"], rows=1, after=5)
     twice = torch.cat([ids, ids], 1)
