@@ -122,6 +122,9 @@ def write_text(source: Path, out: Path, token: ImageToken | None, settings: Chat
     file = out / "tokenizer_config.json"
     config: dict[str, Any] = read_json(file) if file.is_file() else {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if not file.is_file() or token is not None or settings is not None:
+        # Fast tokenizers also give token_type_ids, which no Llama takes.
+        config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if token is not None:
         _add(backend, config, token, out)
     said = []

@@ -107,7 +107,7 @@ def test_own_module_answers_as_our_engine_does(tmp_path, tiny_tokenizer, monkeyp
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = tokenizer.apply_chat_template(talk, tokenize=False)
     prompt = prompt.replace("<image>", "<image>" * model.config.image_seq_length)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     picture = photo()
     with torch.no_grad():
         out = model.generate(**inputs, pixel_values=model.pixels([picture]), max_new_tokens=12, do_sample=False)

@@ -82,12 +82,16 @@ def prompts(config, image_id, rows=2, before=3, after=7, seed=0):
 
 
 def ours(config, params, tokens, index, pixels):
+    """(logits, visual tokens) of our model."""
     ones, positions = np.ones_like(tokens), np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
 
-    def logits(model):
-        return model.logits(model(tokens, positions, ones, 0 * ones, index, images=pixels[:, None]))
+    def run(model):
+        features = model.encode_images(pixels)[:, None]
+        hidden = model(tokens, positions, ones, 0 * ones, index, features=features)
+        return model.logits(hidden), model.visual_tokens(features=features)
 
-    return np.asarray(jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, method=logits))(params))
+    logits, visual = jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, method=run))(params)
+    return np.asarray(logits), visual
 
 
 def pictures(rows=2, size=18, seed=3):
@@ -102,14 +106,13 @@ def test_logits_and_greedy_tokens(name, tmp_path):
     model = opened(folder)
     tokens, ids, index = prompts(config, result["image_token_id"])
     pixels = pictures()
-    expected = ours(config, params, tokens, index, pixels)
+    expected, visual = ours(config, params, tokens, index, pixels)
     with torch.no_grad():
         got = model(input_ids=ids, pixel_values=torch.tensor(pixels), attention_mask=torch.ones_like(ids)).logits
         written = model.generate(input_ids=ids, pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2), do_sample=False,
                                  attention_mask=torch.ones_like(ids), max_new_tokens=8, pad_token_id=0)
     assert expected.std() > 0.1
     np.testing.assert_allclose(got.numpy(), expected, atol=TOLERANCE, rtol=TOLERANCE)
-    visual = jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, pixels[:, None], method="visual_tokens"))(params)
     lengths = np.full(len(tokens), tokens.shape[1], np.int32)
     greedy = decoding.generate(SpatialLLM(config), params, tokens, lengths, index, visual, jax.random.key(0),
                                max_new_tokens=8, stop=())
@@ -135,7 +138,7 @@ def test_merged_lora_is_our_forward_with_lora(tmp_path):
     params, folder, result = exported(tmp_path, config)
     assert any("merged" in note for note in result["notes"])
     tokens, ids, index = prompts(config, result["image_token_id"])
-    expected = ours(config, params, tokens, index, pictures())
+    expected, _ = ours(config, params, tokens, index, pictures())
     with torch.no_grad():
         got = opened(folder)(input_ids=ids, pixel_values=torch.tensor(pictures())).logits.numpy()
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=TOLERANCE)
