@@ -20,7 +20,8 @@ from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models.config import VisionConfig
 
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json",
-            "merges.txt", "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json")
+            "merges.txt", "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+            "chat.json")
 _BICUBIC = 3  # PIL's number
 
 

@@ -43,9 +43,16 @@ def constants(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration of config.json (model_type spatialllm)."""
+    """Our configuration of config.json (model_type spatialllm).
+
+    Raises:
+        UserError: it names an encoder or a connector setting that does not exist.
+    """
     vision = tuple(_encoder(entry) for entry in hf["vision"])
-    connector = ConnectorConfig(**hf["connector"])
+    try:
+        connector = ConnectorConfig(**hf["connector"])
+    except TypeError as error:
+        raise UserError(f"config.json: connector does not fit ({error}); export the model again") from None
     return ModelConfig(vision, connector, llama.config_from_hf(hf["text_config"]))
 
 

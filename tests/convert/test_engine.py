@@ -77,7 +77,11 @@ def test_two_encoders_do_not_fit_llava():
 def test_unknown_and_unsupported_configs_are_named():
     for hf, word in (({"model_type": "siglip"}, "siglip"), ({"model_type": "llama"}, "vocab_size|num_attention"),
                      ({"model_type": "llama", "attention_bias": True}, "attention_bias"),
-                     ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "yarn")):
+                     ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "yarn"),
+                     ({"model_type": "spatialllm", "vision": []}, "connector"),
+                     ({"model_type": "spatialllm", "vision": [], "connector": {"glue": 1}}, "glue"),
+                     ({"model_type": "spatialllm", "vision": [{"name": "eye", "config": {"model_type": "siglip"}}]},
+                      "'eye' is a 'siglip'")):
         with pytest.raises(UserError, match=word):
             config_from_hf(hf)
 
