@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert import clip, dinov2, llama, llava, llava_next, mae
+from convert import clip, dinov2, llama, llava, llava_next, mae, spatialllm
 from convert.plan import Fill, State, complete, make_plan
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
@@ -31,12 +31,14 @@ Config = VisionConfig | LlamaConfig | ClipConfig | ModelConfig
 
 
 def family_of(config: Config) -> str:
-    """The family that `config` belongs to: "clip", "dinov2", "mae", "llama", "contrastive", "llava" or "llava_next"."""
+    """The family that `config` belongs to, a name that `rules_of` knows."""
     if isinstance(config, VisionConfig):
         return config.kind
-    if isinstance(config, ModelConfig) and config.tiling is not None:
-        return "llava_next"
-    return {LlamaConfig: "llama", ClipConfig: "contrastive", ModelConfig: "llava"}[type(config)]
+    if isinstance(config, ModelConfig):
+        if config.tiling is not None:
+            return "llava_next"
+        return "llava" if llava.unlike(config) is None else "spatialllm"
+    return {LlamaConfig: "llama", ClipConfig: "contrastive"}[type(config)]
 
 
 def prefix_of(config: Config | ConnectorConfig) -> str:
@@ -63,8 +65,10 @@ def rules_of(family: str, config: Any) -> tuple[list[Rule], tuple[str, ...]]:
         return llava.rules(config), llava.IGNORED
     if family == "llava_next":
         return llava_next.rules(config), llava.IGNORED
+    if family == "spatialllm":
+        return spatialllm.rules(config), spatialllm.IGNORED
     raise UserError(f"model family {family!r} is not known; choose one of clip, contrastive, dinov2, mae, llama, "
-                    "llava, llava_next")
+                    "llava, llava_next, spatialllm")
 
 
 def abstract(config: Config) -> Any:

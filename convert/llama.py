@@ -61,3 +61,27 @@ def config_from_hf(hf: Mapping[str, Any]) -> LlamaConfig:
         hf["intermediate_size"], rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))),
         rope_scaling=scaling, norm_eps=hf.get("rms_norm_eps", 1e-6),
         tie_embeddings=bool(hf.get("tie_word_embeddings", False)))
+
+
+def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
+    """config.json of a LlamaForCausalLM.
+
+    Rotary positions are written in both spellings: rope_theta and rope_scaling for transformers 4,
+    rope_parameters for 5. The initialisers are not kept, and the longest context is not known here: it is that
+    of the rope scaling, or 4096, which limits nothing.
+    """
+    scaling: dict[str, Any] | None = None
+    longest = 4096
+    if (s := config.rope_scaling) is not None:
+        scaling = {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+                   "high_freq_factor": s.high_freq_factor,
+                   "original_max_position_embeddings": s.original_max_positions}
+        longest = int(s.original_max_positions * s.factor)
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": config.vocab_size,
+            "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+            "intermediate_size": config.mlp_dim, "hidden_act": "silu", "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings, "max_position_embeddings": longest,
+            "rope_theta": config.rope_theta, "rope_scaling": scaling,
+            "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": config.rope_theta},
+            "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

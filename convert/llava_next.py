@@ -34,3 +34,11 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     pinpoints = hf.get("image_grid_pinpoints") or PINPOINTS
     return llava.config_from_hf(hf).replace(
         tiling=Tiling(tuple((int(height), int(width)) for height, width in pinpoints)))
+
+
+def config_to_hf(config: ModelConfig, image_token_id: int | None = None) -> dict[str, Any]:
+    """config.json of a LlavaNextForConditionalGeneration; see `llava.config_to_hf`."""
+    assert config.tiling is not None
+    found = llava.config_to_hf(config, image_token_id)
+    return {**found, "model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"],
+            "image_grid_pinpoints": [list(pair) for pair in config.tiling.pinpoints]}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from convert import clip, dinov2, hub, llama, llava, llava_next, llava_original, mae
+from convert import clip, dinov2, hub, llama, llava, llava_next, llava_original, mae, spatialllm
 from convert.engine import Config, family_of, plan_of, prefix_of
 from convert.files import read_json
 from convert.pickles import open_checkpoint
@@ -31,6 +31,7 @@ MODEL_TYPES: dict[str, Callable[[Mapping[str, Any]], Config]] = {
     "llama": llama.config_from_hf,
     "llava": llava.config_from_hf,
     "llava_next": llava_next.config_from_hf,
+    "spatialllm": spatialllm.config_from_hf,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convert.rules import TABLE, TOKEN, Rule, linear, norm, patches
+from convert.rules import TABLE, TOKEN, Rule, activation_from_hf, activation_to_hf, linear, norm, patches
 from spatialllm_jax.models.config import VisionConfig
 
 PREFIXES = ("", "vit.")
@@ -38,5 +38,14 @@ def config_from_hf(hf: Mapping[str, Any], name: str = "mae") -> VisionConfig:
     """Our configuration of a transformers config.json (model_type vit_mae)."""
     return VisionConfig(
         name, "mae", hf["image_size"], hf["patch_size"], hf["hidden_size"], hf["num_hidden_layers"],
-        hf["num_attention_heads"], hf["intermediate_size"], activation=hf.get("hidden_act", "gelu"),
+        hf["num_attention_heads"], hf["intermediate_size"], activation=activation_from_hf(hf.get("hidden_act", "gelu")),
         norm_eps=hf.get("layer_norm_eps", 1e-12), pretrain_grid=hf["image_size"] // hf["patch_size"])
+
+
+def config_to_hf(config: VisionConfig) -> dict[str, Any]:
+    """config.json of a ViTMAEModel that masks nothing; see `convert.clip.config_to_hf` for what it cannot hold."""
+    return {"model_type": "vit_mae", "architectures": ["ViTMAEModel"], "mask_ratio": 0.0,
+            "image_size": config.position_grid * config.patch_size, "patch_size": config.patch_size,
+            "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
+            "intermediate_size": config.mlp_dim, "hidden_act": activation_to_hf(config.activation),
+            "layer_norm_eps": config.norm_eps}

@@ -23,6 +23,21 @@ def patches(patch: int) -> Layout:
                   lambda w: rearrange(w, "(p q c) d -> d c p q", p=patch, q=patch))
 
 
+# Activations that transformers calls otherwise; it has two names for the approximate GELU.
+_TO_HF = {"gelu_tanh": "gelu_pytorch_tanh"}
+_FROM_HF = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+
+
+def activation_to_hf(name: str) -> str:
+    """transformers' name of `VisionConfig.activation`."""
+    return _TO_HF.get(name, name)
+
+
+def activation_from_hf(name: str) -> str:
+    """`VisionConfig.activation` for transformers' hidden_act."""
+    return _FROM_HF.get(name, name)
+
+
 SAME = Layout(lambda w: w, lambda w: w)
 LINEAR = Layout(lambda w: rearrange(w, "o i -> i o"), lambda w: rearrange(w, "i o -> o i"))
 TOKEN = Layout(lambda w: w.reshape(w.shape[-1]), lambda w: w.reshape(1, 1, -1))

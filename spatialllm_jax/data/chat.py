@@ -117,6 +117,11 @@ def template_for(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def opening(name: str) -> str:
+    """What stands between the trunk and the first image or question under the template called `name`."""
+    return _HEADERS[template_for(name).name]
+
+
 def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     """Token ids that end an answer under `template`."""
     names = [template_for(template).stop, "<|end_of_text|>", "</s>", "<|endoftext|>"]

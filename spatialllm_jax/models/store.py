@@ -88,19 +88,26 @@ def load_config(folder: str | Path) -> Any:
         raise UserError(f"{file} is not JSON: {error}") from None
 
 
+def is_model(folder: Path) -> bool:
+    """Whether `folder` looks like a model folder."""
+    return (folder / CONFIG).is_file()
+
+
 @contextlib.contextmanager
-def replacing(folder: str | Path, marker: str = CONFIG) -> Iterator[Path]:
+def replacing(folder: str | Path, ours: Callable[[Path], bool] = is_model, kind: str = "a model folder",
+              ) -> Iterator[Path]:
     """A folder to write into that takes the place of `folder` when all went well, and vanishes otherwise.
 
     Args:
-        marker: file by which an older folder of the same kind is known; anything else is not overwritten.
+        ours: whether an existing folder is of the kind that may be replaced.
+        kind: what that is called.
 
     Raises:
-        UserError: `folder` exists and has no `marker`.
+        UserError: `folder` exists and is something else.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / marker).is_file():
-        raise UserError(f"{folder} exists and is not a model folder; choose another one")
+    if folder.exists() and not ours(folder):
+        raise UserError(f"{folder} exists and is not {kind}; choose another one")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -14,13 +14,15 @@ from convert.engine import abstract, family_of, to_jax, to_torch
 from convert.load import config_from_hf, load
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
+from spatialllm_jax.models.config import ConnectorConfig
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.presets import NANO_CLIP, NANO_DINOV2, NANO_LLAMA, clip_preset, preset
 from spatialllm_jax.models.tensor_file import TensorFiles
 
 CONFIGS = {"clip": NANO_CLIP, "dinov2": dataclasses.replace(NANO_DINOV2, swiglu=True, num_registers=2),
            "mae": preset("nano_clip_mae").vision[1], "llama": dataclasses.replace(NANO_LLAMA, tie_embeddings=False),
-           "contrastive": clip_preset("nano"), "llava": preset("nano_clip")}
+           "contrastive": clip_preset("nano"), "llava": preset("nano_clip").replace(connector=ConnectorConfig(grid=2)),
+           "spatialllm": preset("nano")}
 
 
 def random_params(config, seed=0) -> Params:
@@ -42,21 +44,21 @@ def state():
 
 
 def test_missing_and_left_over_tensors_are_listed(state):
-    del state["encoder.layers.1.mlp.fc2.bias"]
+    del state["vision_model.encoder.layers.1.mlp.fc2.bias"]
     state["encoder.layers.2.mlp.fc2.bias"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"missing encoder.layers.1.mlp.fc2.bias; left over encoder.layers.2.mlp.fc2"):
+    with pytest.raises(UserError, match=r"missing vision_model.encoder.layers.1.mlp.fc2.bias; left over encoder.lay"):
         to_jax(state, "clip", NANO_CLIP)
 
 
 def test_two_spellings_of_one_tensor_are_refused(state):
-    state["vision_model.pre_layrnorm.bias"] = state["pre_layrnorm.bias"]
-    with pytest.raises(UserError, match=r"pre_norm/bias twice: pre_layrnorm.bias and vision_model.pre_layrnorm.bias"):
+    state["pre_layrnorm.bias"] = state["vision_model.pre_layrnorm.bias"]
+    with pytest.raises(UserError, match=r"pre_norm/bias twice: vision_model.pre_layrnorm.bias and pre_layrnorm.bias"):
         to_jax(state, "clip", NANO_CLIP)
 
 
 @pytest.mark.parametrize("shape", [(3,), (16, 17), (1, 16, 16)])
 def test_other_shapes_are_refused(state, shape):
-    state["encoder.layers.0.self_attn.q_proj.weight"] = np.zeros(shape, np.float32)
+    state["vision_model.encoder.layers.0.self_attn.q_proj.weight"] = np.zeros(shape, np.float32)
     with pytest.raises(UserError, match=r"layers.0.self_attn.q_proj.weight of shape .* expects \(16, 16\)"):
         to_jax(state, "clip", NANO_CLIP)
 
@@ -76,7 +78,11 @@ def test_two_encoders_do_not_fit_llava():
 def test_unknown_and_unsupported_configs_are_named():
     for hf, word in (({"model_type": "siglip"}, "siglip"), ({"model_type": "llama"}, "vocab_size|num_attention"),
                      ({"model_type": "llama", "attention_bias": True}, "attention_bias"),
-                     ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "yarn")):
+                     ({"model_type": "llama", "rope_scaling": {"type": "yarn"}}, "yarn"),
+                     ({"model_type": "spatialllm", "vision": []}, "connector"),
+                     ({"model_type": "spatialllm", "vision": [], "connector": {"glue": 1}}, "glue"),
+                     ({"model_type": "spatialllm", "vision": [{"name": "eye", "config": {"model_type": "siglip"}}]},
+                      "'eye' is a 'siglip'")):
         with pytest.raises(UserError, match=word):
             config_from_hf(hf)
 

@@ -231,7 +231,9 @@ def test_files_load_in_both_spellings_and_come_back(build, tmp_path, request):
     stored = TensorFiles(tmp_path)
     back = to_torch(params, family_of(config), config)
     expected = {name for name in stored if not name.endswith("mask_token")}
-    renamed = {name.replace("vision_tower.vision_model.", "vision_tower."): value for name, value in back.items()}
+    # A tower's "vision_model." is in the hub's files and transformers 4's, and read but not written by 5.
+    tower = set(stored) & {"embeddings.class_embedding", "vision_tower.embeddings.class_embedding"}
+    renamed = {name.replace("vision_model.", "") if tower else name: value for name, value in back.items()}
     assert set(renamed) == expected
     for name in expected:
         np.testing.assert_array_equal(renamed[name], stored[name], err_msg=name)

@@ -1,0 +1,237 @@
+"""A model folder (`models.store`) for the PyTorch world: a folder that transformers' from_pretrained reads.
+
+    python -m convert.to_hf MODEL --out DIR
+
+One encoder becomes its own class (CLIPVisionModel, Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel), a decoder
+LlamaForCausalLM, both towers of CLIP a CLIPModel, a model of LLaVA's shape LlavaForConditionalGeneration. Every
+other whole model comes with its own PyTorch module (`convert.torch_module`), for trust_remote_code. See
+docs/weights.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, mae, spatialllm
+from convert.engine import family_of
+from convert.export import EXPORTED_BY, Stored, Tensor, dtype_name, padded, tensors, without_lora, write_shards
+from launch.cli import parser, run
+from spatialllm_jax.data import chat
+from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.inference.prompts import ChatSettings
+from spatialllm_jax.models import store
+from spatialllm_jax.models.config import ClipConfig, LlamaConfig, LoRAConfig, ModelConfig, VisionConfig
+
+_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "clip": clip.config_to_hf, "contrastive": clip.contrastive_config_to_hf, "dinov2": dinov2.config_to_hf,
+    "mae": mae.config_to_hf, "llama": llama.config_to_hf}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_MODULE = Path(__file__).parent / "torch_module"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is exported.
+
+    Attributes:
+        stored: its parameters, LoRA pairs included.
+        config: without LoRA.
+        lora: beginning of a parameter's path -> LoRA there.
+    """
+
+    stored: Stored
+    config: Any
+    lora: Mapping[str, LoRAConfig | None]
+
+
+def chosen(folder: Path, part: str | None) -> Part:
+    """The whole of a model folder, or its part "llm" or "vision/NAME".
+
+    Raises:
+        UserError: it is not a model folder, or has no such part.
+    """
+    weights = store.open_weights(folder)
+    config = weights.config
+    stored = Stored(weights.shapes, lambda path: np.asarray(weights.load(path)[path]))
+    encoders = config.vision if isinstance(config, ModelConfig) else (
+        (config.vision,) if isinstance(config, ClipConfig) else (config,) if isinstance(config, VisionConfig) else ())
+    parts: dict[str, tuple[Any, LoRAConfig | None]] = {
+        f"vision/{encoder.name}": (encoder, getattr(config, "vision_lora", None)) for encoder in encoders}
+    if isinstance(config, LlamaConfig | ModelConfig):
+        parts["llm"] = (getattr(config, "llm", config), getattr(config, "llm_lora", None))
+    if not parts:
+        raise UserError(f"{folder}/config.json describes a {type(config).__name__}, which is no model of its own")
+    if part is None and isinstance(config, VisionConfig | LlamaConfig):
+        part = next(iter(parts))
+    if part is None:
+        lora = {"vision": config.vision_lora, "llm": getattr(config, "llm_lora", None)}
+        plain = {"vision_lora": None, **({"llm_lora": None} if isinstance(config, ModelConfig) else {})}
+        return Part(stored, dataclasses.replace(config, **plain), lora)
+    if part not in parts:
+        raise UserError(f"--part {part}: {folder} has no such part; choose one of {', '.join(parts)}")
+    below = stored.below(part)
+    if not below.shapes:
+        raise UserError(f"--part {part}: {folder} describes it but holds no parameters of it")
+    return Part(below, parts[part][0], {"": parts[part][1]})
+
+
+def _is_export(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return not any(folder.iterdir())
+    try:
+        with safe_open(str(files[0]), framework="numpy") as file:
+            return EXPORTED_BY.items() <= (file.metadata() or {}).items()
+    except SafetensorError:
+        return False
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of "5GB", "200MB", "4096".
+
+    Raises:
+        UserError: it is not written like that.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B)?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size <= 0:
+        raise UserError(f"--shard-size {text!r} is not a size; write it like 5GB or 200MB")
+    return size
+
+
+def export(part: Part, source: Path, out: Path, args: Namespace) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
+    """Writes everything into the new folder `out`.
+
+    Returns:
+        (family, tensors written, sentences for the log, more for --json)
+    """
+    family = family_of(part.config) if args.format == "auto" else args.format
+    if args.format != "auto" and not isinstance(part.config, ModelConfig):
+        raise UserError(f"--format {args.format} is for a whole model, but this is a {family_of(part.config)} model; "
+                        "leave the flag out")
+    stored = without_lora(part.stored, part.lora, merge=args.lora != "drop")
+    said = [f"LoRA updates are {'left out' if args.lora == 'drop' else 'merged into the weights'}"] \
+        if len(stored.shapes) < len(part.stored.shapes) else []
+    written = tensors(stored, family, part.config, _dtype(args.dtype))
+    settings, token, more = hf_text.chat_settings(source), None, {}
+    if isinstance(part.config, ModelConfig):
+        hf, written, token = _whole(part.config, family, written, source, out, settings, args)
+        said.append(token.said)
+        more = {"image_token_id": token.id}
+    else:
+        hf = _CONFIGS[family](part.config)
+    if family == "contrastive" and settings is not None and (source / tokenizers.FILE).is_file():
+        hf["text_config"]["eos_token_id"] = tokenizers.load(source).id(chat.template_for(settings.template).stop)
+    hf["torch_dtype"] = dtype_name(written)
+    (out / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    if family not in ("clip", "dinov2", "mae"):
+        said += hf_text.write_text(source, out, token, settings)
+    if isinstance(part.config, VisionConfig | ClipConfig):
+        tower = part.config.vision if isinstance(part.config, ClipConfig) else part.config
+        hf_text.write_picture_processor(out, tower, settings)
+    write_shards(out, written, bytes_of(args.shard_size))
+    return family, written, said, more
+
+
+def _whole(config: ModelConfig, family: str, written: list[Tensor], source: Path, out: Path,
+           settings: ChatSettings | None, args: Namespace) -> tuple[dict[str, Any], list[Tensor], hf_text.ImageToken]:
+    """config.json, tensors and image token of a whole model; for LLaVA the vocabulary grows when it must."""
+    multiple = None if family == "spatialllm" else args.pad_vocab
+    token = hf_text.image_token(source, args.image_token, args.image_token_id, config.llm.vocab_size, multiple)
+    if family == "spatialllm":
+        hf = spatialllm.config_to_hf(config, token.id)
+        if settings is not None:
+            hf["picture"] = {"size": settings.image_size, "resize": settings.resize}
+        for file in _MODULE.glob("*_spatialllm.py"):
+            shutil.copyfile(file, out / file.name)
+        return hf, written, token
+    to_hf = llava_next.config_to_hf if family == "llava_next" else llava.config_to_hf
+    hf = to_hf(config.replace(llm=dataclasses.replace(config.llm, vocab_size=token.rows)), token.id)
+    if token.rows > config.llm.vocab_size:
+        grown = {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}
+        written = [padded(tensor, token.rows) if tensor.name in grown else tensor for tensor in written]
+    hf_text.write_llava_processor(out, config, settings, token)
+    return hf, written, token
+
+
+def export_adapter(part: Part, out: Path, args: Namespace) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
+    """Writes the LoRA updates of one part into the new folder `out`; returns as `export` does."""
+    if "" not in part.lora:
+        raise UserError("--lora adapter is for one part: add --part llm or --part vision/NAME, and export its base "
+                        "with --lora drop")
+    family = family_of(part.config)
+    dtype = _dtype(args.dtype)
+    written = adapter.adapter_tensors(part.stored, family, part.config)
+    if dtype is not None:
+        written = [dataclasses.replace(t, dtype=dtype, read=lambda t=t: t.read().astype(dtype))  # type: ignore[misc]
+                   for t in written]
+    lora = part.lora[""]
+    if lora is None:
+        raise UserError("--lora adapter: the folder holds LoRA updates, but its config.json has no LoRA there; set "
+                        "vision_lora or llm_lora in it as in training")
+    (out / adapter.CONFIG).write_text(json.dumps(
+        adapter.adapter_config(written, lora, family, args.base), indent=2) + "\n")
+    write_shards(out, written, 1 << 62, adapter.WEIGHTS)
+    return family, written, [f"an adapter for the {family} model"], {}
+
+
+def _dtype(name: str) -> np.dtype | None:
+    return None if name == "stored" else jnp.dtype(name)
+
+
+def _flags() -> ArgumentParser:
+    flags = parser((__doc__ or "").splitlines()[0])
+    flags.add_argument("model", type=Path, help="model folder (config.json and params/)")
+    flags.add_argument("--out", type=Path, required=True, help="folder to write")
+    flags.add_argument("--part", default=None, help="llm, or vision/NAME: that part of the model alone")
+    flags.add_argument("--format", default="auto", choices=["auto", "llava", "spatialllm"],
+                       help="of a whole model: LLaVA's if it fits, else our own PyTorch module")
+    flags.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16", "float16"],
+                       help="type to write")
+    flags.add_argument("--shard-size", default="5GB", help="largest file")
+    flags.add_argument("--lora", default="merge", choices=["merge", "adapter", "drop"],
+                       help="updates into the weights; or alone, as peft's adapter; or left out")
+    flags.add_argument("--base", default=None, help="with --lora adapter: name or folder of its base model")
+    flags.add_argument("--image-token", default="<image>", help="token whose places the visual tokens take")
+    flags.add_argument("--image-token-id", type=int, default=None,
+                       help="its id, when there is no tokenizer (default: the first beyond the vocabulary)")
+    flags.add_argument("--pad-vocab", type=int, default=64,
+                       help="LLaVA: rows added for the image token make the vocabulary a multiple of this")
+    return flags
+
+
+def main(argv: list[str]) -> Mapping[str, Any]:
+    """See the module's docstring."""
+    args = _flags().parse_args(argv)
+    bytes_of(args.shard_size)
+    if args.pad_vocab < 1:
+        raise UserError(f"--pad-vocab {args.pad_vocab} is not a multiple; give 1 or more")
+    part = chosen(args.model, args.part)
+    with store.replacing(args.out, _is_export, "an export of convert.to_hf") as partial:
+        family, written, said, more = (export_adapter(part, partial, args) if args.lora == "adapter"
+                                       else export(part, args.model, partial, args))
+    count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in written)
+    files = sorted(file.name for file in args.out.glob("*.safetensors"))
+    print(f"{args.model}: {family}, {count / 1e6:.1f}M parameters in {len(files)} file(s) -> {args.out}")
+    for sentence in said:
+        print(f"  {sentence}")
+    return {"out": str(args.out), "family": family, "parameters": count, "files": files,
+            "dtype": dtype_name(written), "notes": said, **more}
+
+
+if __name__ == "__main__":
+    run(main)
