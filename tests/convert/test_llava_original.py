@@ -177,7 +177,7 @@ def test_published_config():
 @pytest.mark.parametrize(("change", "word"), [
     ({"mm_projector_type": "resampler"}, "resampler"), ({"mm_vision_select_feature": "cls_patch"}, "cls_patch"),
     ({"mm_hidden_size": 7}, "mm_hidden_size 7"), ({"mm_use_im_start_end": True}, "mm_use_im_start_end"),
-    ({"mm_projector_type": "linear"}, r"missing model\.mm_projector\.weight"),
+    ({"mm_projector_type": "linear"}, r"left over model\.mm_projector\.2\.bias"),
     ({"hidden_size": None}, "the field 'hidden_size' is missing")])
 def test_configs_that_do_not_fit_are_named(tmp_path, params, tower, change, word):
     if change == {"hidden_size": None}:
