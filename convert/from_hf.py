@@ -128,7 +128,7 @@ def main(argv: list[str]) -> Mapping[str, Any]:
           + (" (with tokenizer)" if FILE in beside else "")
           + ("; it names its vision tower but does not hold it: --vision-tower FOLDER completes it"
              if isinstance(config, ModelConfig) and not any(f.target.startswith("vision/") for f in fills) else ""))
-    verified = report(verify(source, args.out)) if args.verify else {}
+    verified = report(verify(source, store.open_weights(args.out))) if args.verify else {}
     return {**verified, "out": str(args.out), "family": family, "parameters": count, "tokenizer": FILE in beside,
             "dtype": args.dtype if dtype is not None else "/".join(types)}
 

@@ -24,8 +24,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, mae, spatialllm
-from convert.engine import family_of
-from convert.export import EXPORTED_BY, Stored, Tensor, dtype_name, padded, tensors, without_lora, write_shards
+from convert.engine import family_of, prefix_of
+from convert.export import EXPORTED_BY, LORA, Stored, Tensor, dtype_name, padded, tensors, without_lora, write_shards
+from convert.verify import report, verify
 from launch.cli import parser, run
 from spatialllm_jax.data import chat
 from spatialllm_jax.data import tokenizer as tokenizers
@@ -193,6 +194,13 @@ def _dtype(name: str) -> np.dtype | None:
     return None if name == "stored" else jnp.dtype(name)
 
 
+def _exported(folder: Path, part: Part) -> store.Weights:
+    """The parameters of an exported part, under their paths in the whole."""
+    weights = store.open_weights(folder)
+    inside = {path: leaf for path, leaf in weights.shapes.items() if path.startswith(prefix_of(part.config))}
+    return dataclasses.replace(weights, config=part.config, shapes=inside)
+
+
 def _flags() -> ArgumentParser:
     flags = parser((__doc__ or "").splitlines()[0])
     flags.add_argument("model", type=Path, help="model folder (config.json and params/)")
@@ -211,6 +219,7 @@ def _flags() -> ArgumentParser:
                        help="its id, when there is no tokenizer (default: the first beyond the vocabulary)")
     flags.add_argument("--pad-vocab", type=int, default=64,
                        help="LLaVA: rows added for the image token make the vocabulary a multiple of this")
+    flags.add_argument("--verify", action="store_true", help="run both sides afterwards and compare (needs torch)")
     return flags
 
 
@@ -221,15 +230,18 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     if args.pad_vocab < 1:
         raise UserError(f"--pad-vocab {args.pad_vocab} is not a multiple; give 1 or more")
     part = chosen(args.model, args.part)
+    if args.verify and any(path.rpartition("/")[2] in LORA for path in part.stored.shapes):
+        raise UserError(f"--verify compares plain parameters, but {args.model} holds LoRA updates; leave it out")
     with store.replacing(args.out, _is_export, "an export of convert.to_hf") as partial:
         family, written, said, more = (export_adapter(part, partial, args) if args.lora == "adapter"
                                        else export(part, args.model, partial, args))
+    verified = report(verify(args.out, _exported(args.model, part))) if args.verify else {}
     count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in written)
     files = sorted(file.name for file in args.out.glob("*.safetensors"))
     print(f"{args.model}: {family}, {count / 1e6:.1f}M parameters in {len(files)} file(s) -> {args.out}")
     for sentence in said:
         print(f"  {sentence}")
-    return {"out": str(args.out), "family": family, "parameters": count, "files": files,
+    return {**verified, "out": str(args.out), "family": family, "parameters": count, "files": files,
             "dtype": dtype_name(written), "notes": said, **more}
 
 

@@ -74,14 +74,21 @@ def template_of(tokenizer: Tokenizer, where: str) -> str:
 
 def chat_settings(folder: Path, config: ModelConfig, tokenizer: Tokenizer, template: str | None = None,
                   ) -> ChatSettings:
-    """How a whole model of a transformers folder reads: template by its vocabulary, pictures by its processor.
+    """How a whole model of a transformers folder reads: as chat.json says where the model was exported from here,
+    else template by its vocabulary, pictures by its processor.
 
     Args:
         template: overrides the one found.
 
     Raises:
-        UserError: no template fits.
+        UserError: no template fits, or chat.json is damaged.
     """
+    if (folder / "chat.json").is_file() and template is None:
+        try:
+            return ChatSettings(**read_json(folder / "chat.json"))
+        except TypeError as error:
+            raise UserError(f"{folder / 'chat.json'} does not say how the model is asked ({error}); delete it or "
+                            "export the model again") from None
     resize = "pad"  # LLaVA-1.5's evaluation; image_aspect_ratio "pad" in its config.json
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file() and read_json(preprocessor).get("do_center_crop") and (

@@ -22,6 +22,7 @@ from launch import cli
 from spatialllm_jax.data import images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.models import store
 from spatialllm_jax.models.attention import self_mask
 from spatialllm_jax.models.clip_text import CLIP, TextTower
 from spatialllm_jax.models.config import ClipConfig, LlamaConfig, ModelConfig, VisionConfig
@@ -52,24 +53,26 @@ class Difference:
     passed: bool
 
 
-def verify(source: Path, model: Path | None = None, *, image: Path | None = None, tolerance: float = 1e-4,
+def verify(source: Path, weights: store.Weights | None = None, *, image: Path | None = None, tolerance: float = 1e-4,
            seed: int = 0) -> list[Difference]:
     """Runs the model of both folders in float32 and compares.
 
     Args:
         source: transformers folder.
-        model: model folder made of it; None = `source`, read directly.
+        weights: of the model folder made of it, or that it was made of; None = `source`, read directly.
         image: a picture to run on besides noise.
 
     Raises:
         UserError: torch is missing, or the folders do not hold models of one kind.
     """
     own = open_weights(source)
-    weights = own if model is None else open_weights(model)
+    weights = weights or own
     config = weights.config
     if type(config) is not type(own.config):
-        raise UserError(f"{model} holds a {type(config).__name__}, {source} a {type(own.config).__name__}; "
+        raise UserError(f"{weights.where} holds a {type(config).__name__}, {source} a {type(own.config).__name__}; "
                         "they are not the same model")
+    if isinstance(config, ModelConfig | ClipConfig):
+        config = dataclasses.replace(config, dtype="float32")
     oracle = _oracle(source)
     flat = weights.load(dtypes=dict.fromkeys(weights.shapes, jnp.float32))
     params = unflatten(flat)
@@ -95,8 +98,13 @@ def _oracle(source: Path) -> Any:
     kind = read_json(source / "config.json").get("model_type")
     auto = {"llama": "AutoModelForCausalLM", "llava": "AutoModelForImageTextToText",
             "llava_next": "AutoModelForImageTextToText"}.get(str(kind), "AutoModel")
+    if kind == "spatialllm":  # our own module, not whatever code lies in the folder
+        from convert.torch_module.modeling_spatialllm import SpatialLLMForCausalLM
+        loader: Any = SpatialLLMForCausalLM
+    else:
+        loader = getattr(transformers, auto)
     try:
-        model = getattr(transformers, auto).from_pretrained(source, dtype=torch.float32, local_files_only=True)
+        model = loader.from_pretrained(source, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {source} ({str(error).splitlines()[0]})") from None
     return model.eval()
@@ -216,7 +224,9 @@ def _whole(name: str, oracle: Any, config: ModelConfig, params: Params, pixels: 
         return model.logits(hidden)
 
     ours = jax.jit(lambda p: SpatialLLM(config).apply({"params": p}, method=logits))(params)
-    x = torch.tensor(np.asarray(normalize(jnp.asarray(seen), encoder)).transpose(0, 3, 1, 2).copy())
+    # Our own module normalises by itself, encoder by encoder.
+    own = oracle.config.model_type == "spatialllm"
+    x = torch.tensor((seen if own else np.asarray(normalize(jnp.asarray(seen), encoder))).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         theirs = oracle(input_ids=torch.tensor(tokens), pixel_values=x[None] if sizes else x, **sizes).logits
     yield f"{name}: logits", np.asarray(ours), theirs.numpy()
@@ -260,7 +270,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--image", type=Path, help="a picture to run on besides noise")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="|difference| <= tolerance (1 + |oracle|)")
     args = parser.parse_args(argv)
-    return report(verify(args.source, args.model, image=args.image, tolerance=args.tolerance))
+    weights = None if args.model is None else open_weights(args.model)
+    return report(verify(args.source, weights, image=args.image, tolerance=args.tolerance))
 
 
 if __name__ == "__main__":

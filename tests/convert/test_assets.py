@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from convert import dinov2_onnx, llama_gguf
 from launch import fetch_assets
+from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
 from spatialllm_jax.models.llama import Llama
@@ -42,14 +43,20 @@ def test_smollm2_knows_the_capital_of_france(smollm, tmp_path):
     llama_gguf.save_tokenizer(asset("smollm2"), tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
-    ids = tokenizer.encode("The capital of France is").ids
+    # The chat form that the model was taught, answered greedily; one program for all lengths.
+    asked = ("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    ids = tokenizer.encode(asked).ids
+    start, end, room = len(ids), tokenizer.token_to_id("<|im_end|>"), 48
 
-    def last_logits(llm, tokens):
-        positions = jnp.arange(tokens.shape[1])[None]
-        return llm.logits(llm(llm.embed(tokens), positions, self_mask(jnp.ones_like(tokens)))[0][:, -1])
+    def next_token(llm, tokens, length):
+        positions = jnp.arange(room)[None]
+        hidden, _ = llm(llm.embed(tokens), positions, self_mask(jnp.ones_like(tokens)))
+        return llm.logits(hidden[:, length - 1]).argmax(-1)[0]
 
-    logits = jax.jit(lambda p, t: Llama(config).apply({"params": p}, t, method=last_logits))(params, jnp.asarray([ids]))
-    assert tokenizer.decode([int(logits.argmax())]) == " Paris"
+    step = jax.jit(lambda p, t, n: Llama(config).apply({"params": p}, t, n, method=next_token))
+    while len(ids) < room and ids[-1] != end:
+        ids.append(int(step(params, jnp.asarray([ids + [0] * (room - len(ids))]), len(ids))))
+    assert "Paris" in tokenizer.decode(ids[start:])
 
 
 def test_smollm2_tokenizer_splits_digits_and_keeps_specials():
@@ -63,7 +70,20 @@ def test_smollm2_tokenizer_splits_digits_and_keeps_specials():
     assert "im_start" in config["chat_template"]
 
 
-def test_dinov2_matches_onnxruntime():
+PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "real3d"
+
+
+def picture(kind):
+    if kind == "noise":
+        return np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    photos = sorted(PHOTOS.rglob("*.jpg"))
+    if not photos:
+        pytest.skip("real photographs (../shared/data/real3d) are absent")
+    return images.load(photos[0].read_bytes(), 224, resize="square", name=photos[0].name)[None]
+
+
+@pytest.mark.parametrize("kind", ["noise", "photo"])
+def test_dinov2_matches_onnxruntime(kind):
     onnx = pytest.importorskip("onnx", reason="needs the extra assets")
     runtime = pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime: pip install onnxruntime")
     data = dinov2_onnx.read_onnx(asset("dinov2"))
@@ -73,7 +93,7 @@ def test_dinov2_matches_onnxruntime():
               if node.name in ("/backbone/encoder/layer.11/norm1/ReduceMean", "/backbone/layernorm/ReduceMean")]
     for name in wanted:
         graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    image = picture(kind)
     config = type(DINOV2_S)(**{**vars(DINOV2_S), "image_size": 224})
     pixels = normalize(image, config)
     session = runtime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

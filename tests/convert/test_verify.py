@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,8 +12,11 @@ transformers = pytest.importorskip("transformers")
 from PIL import Image  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from convert import from_hf, verify  # noqa: E402
+from convert import from_hf, to_hf, verify  # noqa: E402
+from convert.engine import abstract  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
+from spatialllm_jax.models import store  # noqa: E402
+from spatialllm_jax.models.presets import preset  # noqa: E402
 from tests.convert.test_parity import VISION, clip_model, llama_config, randomised  # noqa: E402
 
 MODELS = {
@@ -76,3 +80,14 @@ def test_mistakes_are_explained(tmp_path):
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     with pytest.raises(UserError):
         verify.main([str(tmp_path / "clip")])
+
+
+@pytest.mark.parametrize(("name", "flags"), [
+    ("nano", ()), ("nano_clip_mae", ()), ("nano", ("--part", "llm")), ("nano", ("--part", "vision/dinov2"))])
+def test_an_export_is_verified_against_the_folder_it_came_from(name, flags, tmp_path, capsys):
+    config = preset(name)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract(config))
+    store.save_model(tmp_path / "model", config, params)
+    result = to_hf.main([str(tmp_path / "model"), "--out", str(tmp_path / "hf"), "--verify", *flags])
+    assert result["states"] >= 1 and "largest" in capsys.readouterr().out
