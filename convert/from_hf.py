@@ -110,6 +110,7 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
     args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
+    store.check_replaceable(args.out)
     dtype = None if args.dtype == "stored" else jnp.dtype(args.dtype)
     source, tower = hub.local(args.source), args.vision_tower and hub.local(args.vision_tower)
     state, config = opened(source, args.name, tower)

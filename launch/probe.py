@@ -29,6 +29,10 @@ def main(argv: list[str]) -> dict[str, Any]:
         layers = [int(part) for part in args.layers.split(",")]
     except ValueError:
         raise UserError(f"--layers {args.layers} is not a list of whole numbers such as 6,11") from None
+    if args.image_size < 0:
+        raise UserError(f"--image-size {args.image_size} is negative; give pixels, or 0 for the encoder's own")
+    if args.limit < 5:
+        raise UserError(f"--limit {args.limit} leaves nothing to hold out; give at least 5 images")
 
     from spatialllm_jax.data.storage import open_split
     from spatialllm_jax.evaluation.probe import probe

@@ -93,6 +93,12 @@ def is_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def check_replaceable(folder: Path, ours: Callable[[Path], bool] = is_model, kind: str = "a model folder") -> None:
+    """Raises UserError where `replacing` would: `folder` exists and is something else. For before long work."""
+    if folder.exists() and not ours(folder):
+        raise UserError(f"{folder} exists and is not {kind}; choose another one")
+
+
 @contextlib.contextmanager
 def replacing(folder: str | Path, ours: Callable[[Path], bool] = is_model, kind: str = "a model folder",
               ) -> Iterator[Path]:
@@ -106,8 +112,7 @@ def replacing(folder: str | Path, ours: Callable[[Path], bool] = is_model, kind:
         UserError: `folder` exists and is something else.
     """
     folder = Path(folder)
-    if folder.exists() and not ours(folder):
-        raise UserError(f"{folder} exists and is not {kind}; choose another one")
+    check_replaceable(folder, ours, kind)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -46,8 +46,17 @@ CASES = {
     "no budget": ("launch.quickstart", ["--budget", "0", "--out", "{out}/x"], "--budget 0"),
     "no such weights": ("convert.from_hf", ["missing/hf", "--out", "{out}/x"], "missing/hf"),
     "not weights": ("convert.from_hf", ["{text}", "--out", "{out}/x"], "notes.jpg"),
+    "hub id without the hub": ("convert.from_hf", ["facebook/dinov2-large", "--out", "{out}/x"], "hf download"),
+    "occupied folder": ("convert.from_hf", ["{text}", "--out", "{data}"], "exists and is not a model folder"),
+    "no model to export": ("convert.to_hf", ["missing/model", "--out", "{out}/x"], "missing/model"),
+    "bad shard size": ("convert.to_hf", ["missing/model", "--out", "{out}/x", "--shard-size", "big"], "--shard-size"),
+    "nothing to verify": ("convert.verify", ["missing/hf"], "missing/hf"),
+    "unknown benchmark": ("launch.bench", ["sleep"], "'sleep' does not exist"),
+    "bench over a folder": ("launch.bench", ["convert", "--folder", "{out}"], "--folder"),
     "unknown asset": ("launch.fetch_assets", ["--only", "dinov9", "--out", "{out}/x"], "dinov9"),
     "bad layers": ("launch.probe", ["--weights", "w", "--data", "d", "--layers", "six"], "--layers six"),
+    "bad picture size": ("launch.probe", ["--weights", "w", "--data", "d", "--image-size", "-14"], "--image-size -14"),
+    "nothing to probe": ("launch.probe", ["--weights", "w", "--data", "d", "--limit", "0"], "--limit 0"),
     "no weights to probe": ("launch.probe", ["--weights", "missing/w", "--data", "{data}"], "missing/w"),
 }
 
