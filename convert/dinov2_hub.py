@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from convert import dinov2_onnx, hub
-from convert.load import load as load_hf
+from convert.folders import load as load_hf
 from launch import fetch_assets
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store

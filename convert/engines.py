@@ -8,7 +8,7 @@ import tokenizers as backends
 
 from convert import hub
 from convert.files import read_json
-from convert.load import open_weights
+from convert.folders import open_weights
 from convert.tokenizer_files import chat_settings, tokenizer_files
 from spatialllm_jax.data.tokenizer import FILE, Tokenizer
 from spatialllm_jax.errors import UserError

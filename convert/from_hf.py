@@ -23,7 +23,7 @@ import tokenizers as backends
 
 from convert import dinov2_onnx, hub, llama_gguf, llava_original, pickles
 from convert.engine import Config, family_of, prefix_of
-from convert.load import named, open_folder, planned
+from convert.folders import named, open_folder, planned
 from convert.plan import State
 from convert.stream import stream
 from convert.tokenizer_files import chat_settings, tokenizer_files

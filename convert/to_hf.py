@@ -14,13 +14,14 @@ import dataclasses
 import json
 import re
 import shutil
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, mae, spatialllm
@@ -34,6 +35,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ClipConfig, LlamaConfig, LoRAConfig, ModelConfig, VisionConfig
+from spatialllm_jax.models.linear import Params
 
 _CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "clip": clip.config_to_hf, "contrastive": clip.contrastive_config_to_hf, "dinov2": dinov2.config_to_hf,
@@ -55,6 +57,20 @@ class Part:
     stored: Stored
     config: Any
     lora: Mapping[str, LoRAConfig | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of the command; see its --help."""
+
+    format: str = "auto"
+    dtype: str = "stored"
+    shard_size: str = "5GB"
+    lora: str = "merge"
+    base: str | None = None
+    image_token: str = "<image>"
+    image_token_id: int | None = None
+    pad_vocab: int = 64
 
 
 def chosen(folder: Path, part: str | None) -> Part:
@@ -114,23 +130,24 @@ def bytes_of(text: str) -> int:
     return size
 
 
-def export(part: Part, source: Path, out: Path, args: Namespace) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
+def export(part: Part, source: Path, out: Path, options: Options,
+           ) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
     """Writes everything into the new folder `out`.
 
     Returns:
         (family, tensors written, sentences for the log, more for --json)
     """
-    family = family_of(part.config) if args.format == "auto" else args.format
-    if args.format != "auto" and not isinstance(part.config, ModelConfig):
-        raise UserError(f"--format {args.format} is for a whole model, but this is a {family_of(part.config)} model; "
-                        "leave the flag out")
-    stored = without_lora(part.stored, part.lora, merge=args.lora != "drop")
-    said = [f"LoRA updates are {'left out' if args.lora == 'drop' else 'merged into the weights'}"] \
+    family = family_of(part.config) if options.format == "auto" else options.format
+    if options.format != "auto" and not isinstance(part.config, ModelConfig):
+        raise UserError(f"--format {options.format} is for a whole model, but this is a {family_of(part.config)} "
+                        "model; leave the flag out")
+    stored = without_lora(part.stored, part.lora, merge=options.lora != "drop")
+    said = [f"LoRA updates are {'left out' if options.lora == 'drop' else 'merged into the weights'}"] \
         if len(stored.shapes) < len(part.stored.shapes) else []
-    written = tensors(stored, family, part.config, _dtype(args.dtype))
+    written = tensors(stored, family, part.config, _dtype(options.dtype))
     settings, token, more = hf_text.chat_settings(source), None, {}
     if isinstance(part.config, ModelConfig):
-        hf, written, token = _whole(part.config, family, written, source, out, settings, args)
+        hf, written, token = _whole(part.config, family, written, source, out, settings, options)
         said.append(token.said)
         more = {"image_token_id": token.id}
     else:
@@ -144,15 +161,34 @@ def export(part: Part, source: Path, out: Path, args: Namespace) -> tuple[str, l
     if isinstance(part.config, VisionConfig | ClipConfig):
         tower = part.config.vision if isinstance(part.config, ClipConfig) else part.config
         hf_text.write_picture_processor(out, tower, settings)
-    write_shards(out, written, bytes_of(args.shard_size))
+    write_shards(out, written, bytes_of(options.shard_size))
     return family, written, said, more
 
 
+def save(out: str | Path, config: Any, params: Params, beside: str | Path | None = None,
+         options: Options | None = None) -> None:
+    """Writes parameters in memory as the command writes a model folder.
+
+    Args:
+        params: nested, as `SpatialLLM`, `CLIP`, or one tower or decoder alone has them.
+        beside: folder whose tokenizer.json and chat.json go along.
+
+    Raises:
+        UserError: as the command.
+    """
+    flat = {"/".join(path): leaf for path, leaf in flatten_dict(dict(params)).items()}
+    lora = {"vision": getattr(config, "vision_lora", None), "llm": getattr(config, "llm_lora", None)}
+    plain = {name: None for name in ("vision_lora", "llm_lora") if hasattr(config, name)}
+    part = Part(Stored(flat, lambda path: np.asarray(flat[path])), dataclasses.replace(config, **plain), lora)
+    with store.replacing(out, _is_export, "an export of convert.to_hf") as partial:
+        export(part, partial if beside is None else Path(beside), partial, options or Options())
+
+
 def _whole(config: ModelConfig, family: str, written: list[Tensor], source: Path, out: Path,
-           settings: ChatSettings | None, args: Namespace) -> tuple[dict[str, Any], list[Tensor], hf_text.ImageToken]:
+           settings: ChatSettings | None, options: Options) -> tuple[dict[str, Any], list[Tensor], hf_text.ImageToken]:
     """config.json, tensors and image token of a whole model; for LLaVA the vocabulary grows when it must."""
-    multiple = None if family == "spatialllm" else args.pad_vocab
-    token = hf_text.image_token(source, args.image_token, args.image_token_id, config.llm.vocab_size, multiple)
+    multiple = None if family == "spatialllm" else options.pad_vocab
+    token = hf_text.image_token(source, options.image_token, options.image_token_id, config.llm.vocab_size, multiple)
     if family == "spatialllm":
         hf = spatialllm.config_to_hf(config, token.id)
         if settings is not None:
@@ -169,13 +205,13 @@ def _whole(config: ModelConfig, family: str, written: list[Tensor], source: Path
     return hf, written, token
 
 
-def export_adapter(part: Part, out: Path, args: Namespace) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
+def export_adapter(part: Part, out: Path, options: Options) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
     """Writes the LoRA updates of one part into the new folder `out`; returns as `export` does."""
     if "" not in part.lora:
         raise UserError("--lora adapter is for one part: add --part llm or --part vision/NAME, and export its base "
                         "with --lora drop")
     family = family_of(part.config)
-    dtype = _dtype(args.dtype)
+    dtype = _dtype(options.dtype)
     written = adapter.adapter_tensors(part.stored, family, part.config)
     if dtype is not None:
         written = [dataclasses.replace(t, dtype=dtype, read=lambda t=t: t.read().astype(dtype))  # type: ignore[misc]
@@ -185,7 +221,7 @@ def export_adapter(part: Part, out: Path, args: Namespace) -> tuple[str, list[Te
         raise UserError("--lora adapter: the folder holds LoRA updates, but its config.json has no LoRA there; set "
                         "vision_lora or llm_lora in it as in training")
     (out / adapter.CONFIG).write_text(json.dumps(
-        adapter.adapter_config(written, lora, family, args.base), indent=2) + "\n")
+        adapter.adapter_config(written, lora, family, options.base), indent=2) + "\n")
     write_shards(out, written, 1 << 62, adapter.WEIGHTS)
     return family, written, [f"an adapter for the {family} model"], {}
 
@@ -226,15 +262,16 @@ def _flags() -> ArgumentParser:
 def main(argv: list[str]) -> Mapping[str, Any]:
     """See the module's docstring."""
     args = _flags().parse_args(argv)
-    bytes_of(args.shard_size)
-    if args.pad_vocab < 1:
-        raise UserError(f"--pad-vocab {args.pad_vocab} is not a multiple; give 1 or more")
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    bytes_of(options.shard_size)
+    if options.pad_vocab < 1:
+        raise UserError(f"--pad-vocab {options.pad_vocab} is not a multiple; give 1 or more")
     part = chosen(args.model, args.part)
     if args.verify and any(path.rpartition("/")[2] in LORA for path in part.stored.shapes):
         raise UserError(f"--verify compares plain parameters, but {args.model} holds LoRA updates; leave it out")
     with store.replacing(args.out, _is_export, "an export of convert.to_hf") as partial:
-        family, written, said, more = (export_adapter(part, partial, args) if args.lora == "adapter"
-                                       else export(part, args.model, partial, args))
+        family, written, said, more = (export_adapter(part, partial, options) if options.lora == "adapter"
+                                       else export(part, args.model, partial, options))
     verified = report(verify(args.out, _exported(args.model, part))) if args.verify else {}
     count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in written)
     files = sorted(file.name for file in args.out.glob("*.safetensors"))

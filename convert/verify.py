@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.files import read_json
-from convert.load import open_weights
+from convert.folders import open_weights
 from launch import cli
 from spatialllm_jax.data import images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
     # Imported late: bad flags must not wait for JAX.
-    from convert.load import open_weights
+    from convert.folders import open_weights
     from spatialllm_jax.training.run import train_row
 
     started = time.monotonic()

@@ -205,7 +205,7 @@ def open_weights(folder: str | Path, prefix: str = "") -> Weights:
     """The parameters of a model folder, from Orbax (training writes it) or safetensors (conversion writes it).
 
     Args:
-        prefix: not needed here; part of the signature that training calls (see `convert.load.open_weights`).
+        prefix: not needed here; part of the signature that training calls (see `convert.folders.open_weights`).
 
     Raises:
         UserError: the folder is not a model folder.

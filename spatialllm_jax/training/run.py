@@ -57,7 +57,7 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
 
     Args:
         config: as a file in `configs/` gives it, resolved to plain values.
-        open_weights: (folder, path prefix) -> what a folder of `config["weights"]` holds; `convert.load`'s reads
+        open_weights: (folder, path prefix) -> what a folder of `config["weights"]` holds; `convert.folders`'s reads
             transformers folders as well.
         workdir: `config.json`, `tokenizer.json`, one folder per stage (checkpoints, metrics, `model/`), and
             `model` of the last stage.

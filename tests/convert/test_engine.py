@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from convert import from_hf
 from convert.engine import abstract, family_of, to_jax, to_torch
-from convert.load import config_from_hf, load
+from convert.folders import config_from_hf, load
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ConnectorConfig

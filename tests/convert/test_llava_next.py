@@ -19,7 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from convert import from_hf, llava_next  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
-from convert.load import config_from_hf, load  # noqa: E402
+from convert.folders import config_from_hf, load  # noqa: E402
 from convert.verify import verify  # noqa: E402
 from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file  # noqa: E402
 
 from convert import from_hf, llava_original  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
-from convert.load import config_from_hf, load, open_weights  # noqa: E402
+from convert.folders import config_from_hf, load, open_weights  # noqa: E402
 from convert.pickles import Pickles  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402

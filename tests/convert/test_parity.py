@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import save_file  # noqa: E402
 
 from convert.engine import family_of, to_jax, to_torch  # noqa: E402
-from convert.load import config_from_hf, load  # noqa: E402
+from convert.folders import config_from_hf, load  # noqa: E402
 from spatialllm_jax.models.attention import self_mask  # noqa: E402
 from spatialllm_jax.models.clip_text import CLIP, TextTower  # noqa: E402
 from spatialllm_jax.models.llama import Llama  # noqa: E402

@@ -13,11 +13,12 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
+import convert
 from convert import from_hf, to_hf
 from convert.engine import abstract, to_torch
 from convert.engines import load_engine
+from convert.folders import open_weights
 from convert.llama import config_to_hf
-from convert.load import open_weights
 from spatialllm_jax.data.tokenizer import train
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import engine
@@ -120,3 +121,18 @@ def test_weights_of_another_computation_are_refused(llama, field, value):
     (folder / "config.json").write_text(json.dumps(hf))
     with pytest.raises(UserError, match=r"llama has (rope_theta 7.0|norm_eps 0.1) in llm, the model has"):
         initial.check_configs({"llm": open_weights(folder, "llm")}, preset("nano"))
+
+
+@pytest.mark.parametrize("name", ["clip", "llama", "whole"])
+def test_the_library_door_is_a_round_trip(name, tmp_path):
+    whole = preset("nano")
+    config = {"clip": whole.vision[0], "llama": whole.llm, "whole": whole}[name]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(ml_dtypes.bfloat16), abstract(config))
+    convert.save(tmp_path / "hf", config, params)
+    found, again = convert.load(tmp_path / "hf")
+    if name == "whole":  # how parameters started is not part of a checkpoint
+        assert again.vision == whole.vision and again.connector == whole.connector
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(ml_dtypes.bfloat16)}

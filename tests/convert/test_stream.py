@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from convert import from_hf
 from convert.engine import abstract, family_of, plan_of, to_torch
-from convert.load import load, open_weights
+from convert.folders import load, open_weights
 from convert.plan import blocks
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch", reason="exports are read by transformers, w
 transformers = pytest.importorskip("transformers")
 
 from convert import from_hf, to_hf  # noqa: E402
-from convert.engine import abstract  # noqa: E402
-from convert.load import config_from_hf  # noqa: E402
+from convert.engine import abstract, prefix_of  # noqa: E402
+from convert.folders import config_from_hf  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
 from spatialllm_jax.models.attention import self_mask  # noqa: E402
@@ -51,7 +51,10 @@ def weights(config, seed=0):
 
 
 def save(folder, config, params, dtype=np.float32):
-    store.save_model(folder, config, from_hf.placed(jax.tree.map(lambda x: jnp.asarray(x, dtype), params), config))
+    tree = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    for part in reversed(prefix_of(config).strip("/").split("/")):
+        tree = {part: tree} if part else tree
+    store.save_model(folder, config, tree)
     return folder
 
 
@@ -319,7 +322,7 @@ def test_a_failure_midway_keeps_the_old_export(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.export.save_file", full)
+    monkeypatch.setattr("convert.export.TensorWriter.write", full)
     with pytest.raises(OSError, match="No space"):
         export(tmp_path)
     assert raw_tensors(tmp_path / "out") == before and not (tmp_path / "out.partial").exists()

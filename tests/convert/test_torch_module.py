@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from convert import from_hf, to_hf  # noqa: E402
 from convert.engine import family_of  # noqa: E402
-from convert.load import load  # noqa: E402
+from convert.folders import load  # noqa: E402
 from spatialllm_jax.data import images  # noqa: E402
 from spatialllm_jax.inference import decoding  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
