@@ -187,6 +187,15 @@ def test_llama_states_and_logits(changes):
     assert_states([*inner[:-1], hidden], out.hidden_states)
     assert_states([logits], [out.logits])
 
+    # Greedy tokens, ours recomputed from scratch at every step.
+    model.generation_config.eos_token_id = None
+    theirs = model.generate(torch.tensor(tokens[:, :40]), attention_mask=torch.ones(2, 40, dtype=torch.long),
+                            max_new_tokens=10, do_sample=False, pad_token_id=0).numpy()
+    ours, step = tokens.copy(), jax.jit(lambda t: Llama(config).apply({"params": params}, t, method=run)[1])
+    for at in range(40, 50):
+        ours[:, at] = np.asarray(step(jnp.asarray(ours)))[:, at - 1].argmax(-1)
+    np.testing.assert_array_equal(ours, theirs)
+
 
 @pytest.fixture(scope="module")
 def llava():
