@@ -32,7 +32,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
     said = summary["naming"]["said"]
     body = "".join([
         f"<header><p class='over'>SpatialLLM-JAX, real weights · {summary['minutes']:.1f} minutes · seed "
-        f"{summary['seed']}</p><h1>SmolLM2-135M sees: of {said['n']} things it names in held-out scenes, "
+        f"{summary['seed']}</p><h1>Of {said['n']} things that SmolLM2-135M names in held-out scenes, "
         f"{parts.percent(said['acc'])} are there</h1><p class='lead'>In other scenes of the same setting "
         f"they would be there {parts.percent(said['chance'])} of the time. Only the connector between a "
         f"ViT-S/14 of DINOv2 architecture, a small CLIP branch ({_clip(summary['clip'])}) and the language "
