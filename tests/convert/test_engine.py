@@ -127,9 +127,9 @@ def test_shards_are_one_mapping_and_a_lost_one_is_named(tmp_path, state):
         TensorFiles(tmp_path)
 
 
-def test_from_hf_writes_a_model_folder(tmp_path, state, capsys):
+def test_from_hf_writes_a_model_folder(tmp_path, state, capsys, tiny_tokenizer):
     source, out = folder(tmp_path / "source", state), tmp_path / "out"
-    (source / "tokenizer.json").write_text("{}")
+    tiny_tokenizer.save(source)
     result = from_hf.main([str(source), "--out", str(out), "--name", "eye"])
     assert result["family"] == "clip" and result["tokenizer"] and "eye" not in capsys.readouterr().err
     assert store.load_config(out) == dataclasses.replace(NANO_CLIP, name="eye")

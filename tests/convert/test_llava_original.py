@@ -109,7 +109,7 @@ def test_folder_without_tower_is_completed_by_the_flag(tmp_path, params, tower, 
     np.testing.assert_array_equal(flat["vision/clip/class_token"], params["vision"]["clip"]["class_token"])
 
 
-def test_folder_without_tower_says_so(tmp_path, params, tower, monkeypatch, capsys):
+def test_folder_without_tower_says_so(tmp_path, params, tower, monkeypatch, capsys, tiny_tokenizer):
     monkeypatch.setitem(llava_original.TOWERS, "my-clip", TOWER)
     source, out = written(tmp_path / "llava", without_tower(original(params))), tmp_path / "part"
     found, config = load(source)
@@ -117,6 +117,7 @@ def test_folder_without_tower_says_so(tmp_path, params, tower, monkeypatch, caps
     equal(found, {"connector": params["connector"], "llm": params["llm"]})
     from_hf.main([str(source), "--out", str(out)])
     assert "--vision-tower FOLDER completes it" in capsys.readouterr().out
+    tiny_tokenizer.save(out)
     (out / "chat.json").write_text('{"template": "vicuna_v1", "system": null, "image_size": 16, "resize": "pad"}')
     with pytest.raises(UserError, match=r"lacks \d+ of the model's parameters, first vision/clip"):
         load_engine(out)
