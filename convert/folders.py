@@ -18,7 +18,7 @@ from convert.pickles import open_checkpoint
 from convert.plan import Fill, State
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
-from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, VisionConfig
+from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, LlamaConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 
 # transformers' model_type -> our configuration.
@@ -71,14 +71,32 @@ def open_folder(folder: str | Path, name: str | None = None, vision_tower: str |
         raise UserError(f"{folder} is not a folder; give one with config.json and *.safetensors")
     hf, where = read_json(folder / "config.json"), str(folder / "config.json")
     tower = None if vision_tower is None else Path(vision_tower)
-    config = named(config_from_hf(hf, where, None if tower is None else llava_original.tower_config(tower)), name,
-                   str(folder))
+    config = config_from_hf(hf, where, None if tower is None else llava_original.tower_config(tower))
+    config = named(_normalised(config, folder), name, str(folder))
     state = open_checkpoint(folder)
     if llava_original.recognised(hf):
         return llava_original.Original(state, None if tower is None else open_checkpoint(tower)), config
     if tower is not None:
         raise UserError(f"--vision-tower completes folders of the original LLaVA, but {folder} is none; leave it out")
     return state, config
+
+
+def _normalised(config: Config, folder: Path) -> Config:
+    """`config` with the pixel mean and deviation that the folder's processor states, if it does."""
+    file = folder / "preprocessor_config.json"
+    found = read_json(file) if file.is_file() else {}
+    # Our own format states them encoder by encoder.
+    own = isinstance(config, ModelConfig) and len(config.vision) > 1
+    if own or isinstance(config, LlamaConfig) or not {"image_mean", "image_std"} <= found.keys():
+        return config
+    mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(f"{file}: image_mean and image_std need three values each, the deviations above 0")
+    if isinstance(config, VisionConfig):
+        return replace(config, mean=mean, std=std)
+    if isinstance(config, ClipConfig):
+        return replace(config, vision=replace(config.vision, mean=mean, std=std))
+    return config.replace(vision=tuple(replace(encoder, mean=mean, std=std) for encoder in config.vision))
 
 
 def planned(state: State, config: Config | ConnectorConfig) -> list[Fill]:

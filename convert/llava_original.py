@@ -8,7 +8,7 @@ towers are only named (mm_vision_tower); they come from a CLIP folder, or stay o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,3 +182,67 @@ def _projector_shapes(state: State, config: ConnectorConfig) -> dict[str, tuple[
         width = None if name is None else kernel[1]
         shapes |= {rule.target: kernel, rule.target.replace("kernel", "bias"): (kernel[1],)}
     return shapes
+
+
+# transformers' LLaVA names -> the original's, by their beginnings.
+_NAMES = (("vision_tower.", TOWER), ("multi_modal_projector.linear_1.", "model.mm_projector.0."),
+          ("multi_modal_projector.linear_2.", "model.mm_projector.2."), ("image_newline", "model.image_newline"),
+          ("language_model.", ""))
+
+
+def original_name(name: str) -> str:
+    """The original repository's name of a tensor that transformers' LLaVA calls `name`."""
+    theirs, ours = next(pair for pair in _NAMES if name.startswith(pair[0]))
+    return ours + name.removeprefix(theirs)
+
+
+def config_to_hf(config: ModelConfig, tower: str | None = None) -> dict[str, Any]:
+    """config.json of the original repository.
+
+    Args:
+        tower: mm_vision_tower, where the original's loader finds the tower; None = the published one of this shape.
+
+    Raises:
+        UserError: `tower` is None and no published tower has this shape.
+    """
+    own = config.vision[0]
+    known = next((name for name, published in TOWERS.items()
+                  if replace(own, name=published.name, feature_layer=published.feature_layer) == published), None)
+    if tower is None and known is None:
+        raise UserError("no published CLIP has the shape of this vision tower; name the folder that the original's "
+                        "loader finds it in with --vision-tower")
+    pictures: dict[str, Any] = {"image_aspect_ratio": "pad"}
+    if config.tiling is not None:
+        pictures = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad",
+                    "image_grid_pinpoints": [[width, height] for height, width in config.tiling.pinpoints]}
+    return {**llama.config_to_hf(config.llm), "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"],
+            "mm_vision_tower": tower or f"openai/{known}", "mm_hidden_size": own.width, "use_mm_proj": True,
+            "mm_projector_type": f"mlp{config.connector.layers}x_gelu", "mm_vision_select_layer": own.feature_layer,
+            "mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
+            **pictures}
+
+
+def save_projector(file: Path, read: Callable[[str], np.ndarray], config: ConnectorConfig) -> None:
+    """Writes mm_projector.bin, as the original repository's stage 1 does and its stage 2 reads it.
+
+    Args:
+        read: path below "connector/" -> parameter.
+
+    Raises:
+        UserError: torch is missing, or the connector is not a plain MLP.
+    """
+    if config.mix != "concat" or config.norm != "none" or config.merge != 1:
+        raise UserError("mm_projector.bin holds a plain MLP on each patch; this connector mixes, merges or normalises")
+    try:
+        import torch
+    except ImportError:
+        raise UserError("writing mm_projector.bin needs torch: pip install 'spatialllm-jax[torch]'") from None
+
+    def tensor(values: np.ndarray) -> Any:
+        values = np.array(values, order="C")
+        if values.dtype.name == "bfloat16":
+            return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(values)
+
+    rules = {rule.target.removeprefix("connector/"): rule for rule in _projector_rules(config)}
+    torch.save({rule.sources[0]: tensor(rule.layout.to_torch(read(path))) for path, rule in rules.items()}, file)

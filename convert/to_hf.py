@@ -24,7 +24,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
-from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, mae, spatialllm
+from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, llava_original, mae, spatialllm
 from convert.engine import family_of, prefix_of
 from convert.export import EXPORTED_BY, LORA, Stored, Tensor, dtype_name, padded, tensors, without_lora, write_shards
 from convert.verify import report, verify
@@ -34,13 +34,14 @@ from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models import store
-from spatialllm_jax.models.config import ClipConfig, LlamaConfig, LoRAConfig, ModelConfig, VisionConfig
+from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, LlamaConfig, LoRAConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.linear import Params
 
 _CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "clip": clip.config_to_hf, "contrastive": clip.contrastive_config_to_hf, "dinov2": dinov2.config_to_hf,
     "mae": mae.config_to_hf, "llama": llama.config_to_hf}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+PROJECTOR = "mm_projector.bin"
 _MODULE = Path(__file__).parent / "torch_module"
 
 
@@ -71,10 +72,11 @@ class Options:
     image_token: str = "<image>"
     image_token_id: int | None = None
     pad_vocab: int = 64
+    vision_tower: str | None = None
 
 
 def chosen(folder: Path, part: str | None) -> Part:
-    """The whole of a model folder, or its part "llm" or "vision/NAME".
+    """The whole of a model folder, or its part "llm", "connector" or "vision/NAME".
 
     Raises:
         UserError: it is not a model folder, or has no such part.
@@ -88,6 +90,8 @@ def chosen(folder: Path, part: str | None) -> Part:
         f"vision/{encoder.name}": (encoder, getattr(config, "vision_lora", None)) for encoder in encoders}
     if isinstance(config, LlamaConfig | ModelConfig):
         parts["llm"] = (getattr(config, "llm", config), getattr(config, "llm_lora", None))
+    if isinstance(config, ModelConfig):
+        parts["connector"] = (config.connector, None)
     if not parts:
         raise UserError(f"{folder}/config.json describes a {type(config).__name__}, which is no model of its own")
     if part is None and isinstance(config, VisionConfig | LlamaConfig):
@@ -109,7 +113,7 @@ def _is_export(folder: Path) -> bool:
         return False
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        return not any(folder.iterdir())
+        return {file.name for file in folder.iterdir()} <= {PROJECTOR}
     try:
         with safe_open(str(files[0]), framework="numpy") as file:
             return EXPORTED_BY.items() <= (file.metadata() or {}).items()
@@ -137,7 +141,13 @@ def export(part: Part, source: Path, out: Path, options: Options,
     Returns:
         (family, tensors written, sentences for the log, more for --json)
     """
-    family = family_of(part.config) if options.format == "auto" else options.format
+    if isinstance(part.config, ConnectorConfig):
+        stored, dtype = part.stored, _dtype(options.dtype)
+        llava_original.save_projector(
+            out / PROJECTOR, lambda path: stored.read(path).astype(dtype or stored.shapes[path].dtype), part.config)
+        return "connector", [Tensor(path, tuple(leaf.shape), np.dtype(dtype or leaf.dtype), lambda: np.zeros(0))
+                             for path, leaf in stored.shapes.items()], [PROJECTOR], {}
+    family = family_of(part.config) if options.format in ("auto", "llava_original") else options.format
     if options.format != "auto" and not isinstance(part.config, ModelConfig):
         raise UserError(f"--format {options.format} is for a whole model, but this is a {family_of(part.config)} "
                         "model; leave the flag out")
@@ -146,7 +156,15 @@ def export(part: Part, source: Path, out: Path, options: Options,
         if len(stored.shapes) < len(part.stored.shapes) else []
     written = tensors(stored, family, part.config, _dtype(options.dtype))
     settings, token, more = hf_text.chat_settings(source), None, {}
-    if isinstance(part.config, ModelConfig):
+    if isinstance(part.config, ModelConfig) and options.format == "llava_original":
+        if family == "spatialllm":
+            raise UserError(f"--format llava_original: LLaVA has no place for {llava.unlike(part.config)}; leave the "
+                            "flag out")
+        hf = llava_original.config_to_hf(part.config, options.vision_tower)
+        written = [dataclasses.replace(tensor, name=llava_original.original_name(tensor.name)) for tensor in written]
+        family = "llava_original"
+        said.append(f"the original's loader takes the vision tower from {hf['mm_vision_tower']}, not from these files")
+    elif isinstance(part.config, ModelConfig):
         hf, written, token = _whole(part.config, family, written, source, out, settings, options)
         said.append(token.said)
         more = {"image_token_id": token.id}
@@ -241,9 +259,12 @@ def _flags() -> ArgumentParser:
     flags = parser((__doc__ or "").splitlines()[0])
     flags.add_argument("model", type=Path, help="model folder (config.json and params/)")
     flags.add_argument("--out", type=Path, required=True, help="folder to write")
-    flags.add_argument("--part", default=None, help="llm, or vision/NAME: that part of the model alone")
-    flags.add_argument("--format", default="auto", choices=["auto", "llava", "spatialllm"],
-                       help="of a whole model: LLaVA's if it fits, else our own PyTorch module")
+    flags.add_argument("--part", default=None, help="llm, vision/NAME, or connector (as mm_projector.bin): that alone")
+    flags.add_argument("--format", default="auto", choices=["auto", "llava", "llava_original", "spatialllm"],
+                       help="of a whole model: LLaVA's if it fits (transformers', or the original repository's), "
+                            "else our own PyTorch module")
+    flags.add_argument("--vision-tower", default=None, metavar="NAME",
+                       help="llava_original: folder or id that its loader takes the vision tower from")
     flags.add_argument("--dtype", default="stored", choices=["stored", "float32", "bfloat16", "float16"],
                        help="type to write")
     flags.add_argument("--shard-size", default="5GB", help="largest file")
@@ -267,6 +288,9 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     if options.pad_vocab < 1:
         raise UserError(f"--pad-vocab {options.pad_vocab} is not a multiple; give 1 or more")
     part = chosen(args.model, args.part)
+    if args.verify and (args.format == "llava_original" or isinstance(part.config, ConnectorConfig)):
+        raise UserError("--verify runs what transformers can load, which are not the original LLaVA's files; leave it "
+                        "out")
     if args.verify and any(path.rpartition("/")[2] in LORA for path in part.stored.shapes):
         raise UserError(f"--verify compares plain parameters, but {args.model} holds LoRA updates; leave it out")
     with store.replacing(args.out, _is_export, "an export of convert.to_hf") as partial:
@@ -274,7 +298,8 @@ def main(argv: list[str]) -> Mapping[str, Any]:
                                        else export(part, args.model, partial, options))
     verified = report(verify(args.out, _exported(args.model, part))) if args.verify else {}
     count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in written)
-    files = sorted(file.name for file in args.out.glob("*.safetensors"))
+    files = sorted(file.name for pattern in ("*.safetensors", PROJECTOR)
+                   for file in args.out.glob(pattern))
     print(f"{args.model}: {family}, {count / 1e6:.1f}M parameters in {len(files)} file(s) -> {args.out}")
     for sentence in said:
         print(f"  {sentence}")

@@ -160,3 +160,14 @@ def test_a_hub_id_without_the_hub_is_explained(tmp_path):
     with pytest.raises(UserError, match=r"does not exist"):
         from_hf.main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_processor_s_normalisation_is_read(tmp_path, state):
+    source = folder(tmp_path / "source", state)
+    assert load(source)[1].mean == NANO_CLIP.mean
+    (source / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
+    config = load(source)[1]
+    assert (config.mean, config.std) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    (source / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.1, 0.2, 0.0]}')
+    with pytest.raises(UserError, match=r"preprocessor_config.json: image_mean and image_std need three values"):
+        load(source)

@@ -11,9 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pickled checkpoints need torch: pip install torch")
 
-from safetensors.numpy import save_file  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from convert import from_hf, llava_original  # noqa: E402
+from convert import from_hf, llava_original, to_hf  # noqa: E402
 from convert.engine import to_torch  # noqa: E402
 from convert.folders import config_from_hf, load, open_weights  # noqa: E402
 from convert.pickles import Pickles  # noqa: E402
@@ -327,3 +327,57 @@ def test_other_files_are_explained(tmp_path):
         torch.save(value, file)
         with pytest.raises(UserError, match="not a plain dictionary of tensors"):
             Pickles(file)
+
+
+def saved(folder, config, params, dtype=np.float32):
+    store.save_model(folder, config, jax.tree.map(lambda x: np.asarray(x, dtype), params))
+    return str(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_the_original_layout_goes_out_and_comes_back(tmp_path, params, tower, dtype):
+    model = saved(tmp_path / "model", CONFIG, params, dtype)
+    result = to_hf.main([model, "--out", str(tmp_path / "out"), "--format", "llava_original",
+                         "--vision-tower", "./my-clip"])
+    assert result["family"] == "llava_original" and any("./my-clip" in note for note in result["notes"])
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(original(params))
+    hf = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: hf[key] for key in HF if key not in ("model_type", "rope_theta")} == {
+        key: value for key, value in HF.items() if key not in ("model_type", "rope_theta")}
+    found, config = load(tmp_path / "out", None, tower)
+    assert config == CONFIG
+    equal(found, jax.tree.map(lambda x: np.asarray(x, dtype), params))
+
+
+def test_an_original_export_needs_a_tower_it_can_name(tmp_path, params):
+    model = saved(tmp_path / "model", CONFIG, params)
+    with pytest.raises(UserError, match=r"no published CLIP has the shape .*--vision-tower"):
+        to_hf.main([model, "--out", str(tmp_path / "out"), "--format", "llava_original"])
+    assert not list(tmp_path.glob("out*"))
+    published = CONFIG.replace(vision=(dataclasses.replace(CLIP_L_336, name="eye"),), connector=ConnectorConfig())
+    assert llava_original.config_to_hf(published)["mm_vision_tower"] == "openai/clip-vit-large-patch14-336"
+    two = saved(tmp_path / "two", preset("nano"), random_params(preset("nano")))
+    with pytest.raises(UserError, match=r"LLaVA has no place for the encoders clip, dinov2"):
+        to_hf.main([two, "--out", str(tmp_path / "out"), "--format", "llava_original"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_the_connector_goes_out_as_mm_projector_and_comes_back(tmp_path, params, dtype):
+    model = saved(tmp_path / "model", CONFIG, params, dtype)
+    result = to_hf.main([model, "--out", str(tmp_path / "out"), "--part", "connector"])
+    assert result["files"] == ["mm_projector.bin"]
+    state = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
+    assert set(state) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    from_hf.main([str(tmp_path / "out" / "mm_projector.bin"), "--out", str(tmp_path / "back"), "--quiet"])
+    back = store.load_params(tmp_path / "back")
+    for path, value in flatten({"connector": params["connector"]}).items():
+        np.testing.assert_array_equal(np.asarray(back[path]), np.asarray(value, dtype))
+    # The same command replaces its own output, and nothing else.
+    to_hf.main([model, "--out", str(tmp_path / "out"), "--part", "connector"])
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not an export"):
+        to_hf.main([model, "--out", str(tmp_path / "out"), "--part", "connector"])
+    mixed = preset("nano")
+    model = saved(tmp_path / "mixed", mixed, random_params(mixed))
+    with pytest.raises(UserError, match="a plain MLP on each patch"):
+        to_hf.main([model, "--out", str(tmp_path / "other"), "--part", "connector"])
