@@ -156,6 +156,16 @@ def test_mae():
     assert_states(states(config, params, x), out.hidden_states)
 
 
+def test_mae_s_encoder_comes_out_of_the_pre_training_class(tmp_path):
+    model = randomised(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(
+        **VISION, intermediate_size=64, decoder_hidden_size=16, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2, decoder_intermediate_size=16)))
+    model.save_pretrained(tmp_path)
+    params, config = load(tmp_path)
+    alone = to_jax({name: t.detach().numpy() for name, t in model.vit.state_dict().items()}, "mae", config)
+    jax.tree.map(np.testing.assert_array_equal, params, alone)
+
+
 LLAMA31 = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                original_max_position_embeddings=32)
 
