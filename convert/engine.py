@@ -1,12 +1,11 @@
-"""The one engine that moves tensors between PyTorch checkpoints and parameter trees, both ways.
+"""Which name map belongs to a model, what its parameters look like, and a PyTorch state as such parameters.
 
-Every tensor of the source is used exactly once and every parameter is filled exactly once; anything else is
-an error that lists the names. Tensors are read one at a time, so `state` may be a lazy mapping.
+Every tensor of the source is used exactly once and every parameter is filled exactly once; anything else is an error
+that lists the names (`convert.plan`). The way back is `convert.export`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert import clip, dinov2, llama, llava, llava_next, mae, spatialllm
-from convert.plan import Fill, State, complete, make_plan
+from convert.plan import Fill, State, make_plan
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
@@ -109,27 +108,3 @@ def plan_of(state: State, family: str, config: Any) -> list[Fill]:
     rules, ignored = rules_of(family, config)
     shapes = {"/".join(path): leaf.shape for path, leaf in flatten_dict(abstract(config)).items()}
     return make_plan(state, rules, ignored, shapes, family)
-
-
-def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, np.ndarray]:
-    """The PyTorch state of `params`, under the names that transformers writes to files.
-
-    Raises:
-        UserError: `params` is not a tree of this configuration (merge LoRA first).
-    """
-    rules, _ = rules_of(family, config)
-    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
-    complete([rule.target for rule in rules], flat)
-    state: dict[str, np.ndarray] = {}
-    parts: dict[str, dict[int, np.ndarray]] = {}
-    for rule in rules:
-        for i in range(rule.depth) if rule.depth is not None else [None]:
-            name, _, part = rule.sources[0].format(i=i).partition("@")
-            tensor = rule.layout.to_torch(flat[rule.target] if i is None else flat[rule.target][i])
-            if part:
-                parts.setdefault(name, {})[int(part.split("/")[0])] = tensor
-            else:
-                state[name] = np.asarray(tensor, order="C")
-    for name, pieces in parts.items():
-        state[name] = np.concatenate([pieces[k] for k in sorted(pieces)])
-    return state

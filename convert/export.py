@@ -131,6 +131,14 @@ def tensors(stored: Stored, family: str, config: Any, dtype: np.dtype | None = N
     return result
 
 
+def to_torch(params: Mapping[str, Any], family: str, config: Any) -> dict[str, np.ndarray]:
+    """The PyTorch state of nested parameters, in memory. Raises UserError: see `tensors`."""
+    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(params)).items()}
+    written = tensors(Stored(flat, flat.__getitem__), family, config)
+    # Contiguous, as safetensors' own writer takes whatever lies in memory.
+    return {tensor.name: np.asarray(tensor.read(), order="C") for tensor in written}
+
+
 def _tensor(name: str, pieces: list[tuple[Rule, int | None]], stored: Stored, read: Callable[[str], np.ndarray],
             dtype: np.dtype | None) -> Tensor:
     leaf = stored.shapes[pieces[0][0].target]

@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches  # noqa: E402
 
 from convert import from_hf, llava_next  # noqa: E402
-from convert.engine import to_torch  # noqa: E402
+from convert.export import to_torch  # noqa: E402
 from convert.folders import config_from_hf, load  # noqa: E402
 from convert.verify import verify  # noqa: E402
 from launch import ask, evaluate  # noqa: E402

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="pickled checkpoints need torch: pip
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from convert import from_hf, llava_original, to_hf  # noqa: E402
-from convert.engine import to_torch  # noqa: E402
+from convert.export import to_torch  # noqa: E402
 from convert.folders import config_from_hf, load, open_weights  # noqa: E402
 from convert.pickles import Pickles  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 import convert
 from convert import from_hf, to_hf
-from convert.engine import abstract, to_torch
+from convert.engine import abstract
 from convert.engines import load_engine
+from convert.export import to_torch
 from convert.folders import open_weights
 from convert.llama import config_to_hf
 from spatialllm_jax.data.tokenizer import train

@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from convert import from_hf
-from convert.engine import abstract, family_of, plan_of, to_torch
+from convert.engine import abstract, family_of, plan_of
+from convert.export import to_torch
 from convert.folders import load, open_weights
 from convert.plan import blocks
 from spatialllm_jax.errors import UserError
