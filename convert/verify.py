@@ -80,7 +80,11 @@ def verify(source: Path, weights: store.Weights | None = None, *, image: Path | 
     pictures = {} if size is None else {"noise": np.random.default_rng(seed).integers(
         0, 256, (1, size, size, 3), dtype=np.uint8)}
     if image is not None and size is not None:
-        pictures[image.name] = images.load(image.read_bytes(), size, resize="square", name=str(image))[None]
+        try:
+            encoded = image.read_bytes()
+        except OSError as error:
+            raise UserError(f"--image {image} cannot be read: {error.strerror}") from None
+        pictures[image.name] = images.load(encoded, size, resize="square", name=str(image))[None]
     texts = {"random ids": np.random.default_rng(seed).integers(3, _vocabulary(config), (1, 24))}
     if (source / tokenizers.FILE).is_file():
         texts["a sentence"] = np.array([tokenizers.load(source).encode(TEXT)])

@@ -35,6 +35,8 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
                         help="where the files go, on the disk to be measured; removed at the end")
     parser.add_argument("--threads", type=int, default=2, help="of the conversion")
     args = parser.parse_args(argv)
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads} does nothing; give 1 or more")
     if args.folder.exists():
         raise UserError(f"--folder {args.folder} exists; choose one that does not, as it is removed at the end")
     source, copy, out = (args.folder / name for name in ("source", "copy", "out"))

@@ -377,6 +377,9 @@ def test_the_connector_goes_out_as_mm_projector_and_comes_back(tmp_path, params,
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not an export"):
         to_hf.main([model, "--out", str(tmp_path / "out"), "--part", "connector"])
+    for flags, said in ((("--lora", "adapter"), "no LoRA updates"), (("--format", "llava"), "is for a whole model")):
+        with pytest.raises(UserError, match=said):
+            to_hf.main([model, "--out", str(tmp_path / "other"), "--part", "connector", *flags])
     mixed = preset("nano")
     model = saved(tmp_path / "mixed", mixed, random_params(mixed))
     with pytest.raises(UserError, match="a plain MLP on each patch"):

@@ -72,6 +72,8 @@ def test_mistakes_are_explained(tmp_path):
     from_hf.main([str(tmp_path / "llama"), "--out", str(tmp_path / "model"), "--quiet"])
     with pytest.raises(UserError, match="not the same model"):
         verify.main([str(tmp_path / "clip"), "--model", str(tmp_path / "model")])
+    with pytest.raises(UserError, match=r"--image .*absent.jpg cannot be read"):
+        verify.main([str(tmp_path / "clip"), "--image", str(tmp_path / "absent.jpg")])
     (tmp_path / "clip" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="not a readable"):
         verify.main([str(tmp_path / "clip")])
