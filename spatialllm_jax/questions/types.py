@@ -52,6 +52,8 @@ class Question:
         region_style: "mark", "text" or "name".
         options: for multiple choice, the candidate answers as the assistant would say them; else ().
         answer_index: the right option, or None for free-form questions.
+        form: "which" (open: the answer is said), "choice" (options listed, the answer is a letter) or
+            "yes_no" (a claim to confirm or deny).
         quantities: the 3D numbers the answer came from (metres, degrees), by name.
         margin: how far the quantities are from the verdict's boundary, in the predicate's own unit.
     """
@@ -68,6 +70,7 @@ class Question:
     answer_index: int | None = None
     quantities: Mapping[str, float] = dataclasses.field(default_factory=dict)
     margin: float | None = None
+    form: str = "which"
 
     @property
     def text(self) -> str:

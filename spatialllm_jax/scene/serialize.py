@@ -10,6 +10,9 @@ import numpy as np
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
 
+# True unless a source says otherwise; written only where False.
+_FLAGS = ("shared_scale", "upright")
+
 
 def scene_to_json(scene: Scene) -> str:
     """Camera, boxes and attributes as compact JSON; numbers rounded to 1e-5 (metres, pixels)."""
@@ -27,6 +30,7 @@ def scene_to_json(scene: Scene) -> str:
             "source": scene.source,
             "setting": scene.setting,
             "hidden": list(scene.hidden),
+            **{key: False for key in _FLAGS if not getattr(scene, key)},
             "objects": [
                 {
                     "category": o.category,
@@ -86,6 +90,7 @@ def scene_from_json(text: str, encoded: bytes | None = None) -> Scene:
             source=data["source"],
             setting=data["setting"],
             hidden=tuple(data["hidden"]),
+            **{key: bool(data.get(key, True)) for key in _FLAGS},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"scene JSON is not one that this program wrote ({error!r}); regenerate it") from error

@@ -109,6 +109,10 @@ class Scene:
         hidden: categories of things in the picture that are not among `objects`, because they are too
             small, truncated or ignored. They make a name ambiguous ("the car") and a count unsafe; "*"
             stands for things whose category is unknown.
+        shared_scale: whether lengths of different objects share one unit, so that their distances can be
+            compared; False for ImageNet3D, whose distances count in each CAD model's own unit.
+        upright: whether the boxes' -y axes are the objects' own "up". Then their mean stands in for an
+            unknown gravity; otherwise nothing vertical is asked unless gravity is known.
     """
 
     image: SceneImage
@@ -118,3 +122,5 @@ class Scene:
     source: str
     setting: str = ""
     hidden: tuple[str, ...] = ()
+    shared_scale: bool = True
+    upright: bool = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,17 @@ class LoadedScenes:
 
     scenes: tuple[Scene, ...]
     ignored: Mapping[str, int]
+
+# (path, split, ignored) -> scenes one by one; counts what it leaves out in `ignored`, by reason, as it goes,
+# and raises UserError for files that cannot be used, at the end too (no usable object at all).
+Reader = Callable[[str, str, Counter[str]], Iterator[Scene]]
+
+
+def collect(read: Reader, path: str | Path, split: str) -> LoadedScenes:
+    """All scenes of a source at once."""
+    ignored: Counter[str] = Counter()
+    scenes = tuple(read(str(path), split, ignored))
+    return LoadedScenes(scenes, dict(ignored))
 
 
 @dataclasses.dataclass(frozen=True)
