@@ -1,15 +1,20 @@
-"""How many questions per second one core makes from loaded scenes."""
+"""How many questions per second one core makes from loaded scenes; with --turns, how long a whole dataset takes."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from launch import cli
+from launch import cli, generate
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import decode_record, encode_record
 from spatialllm_jax.questions.build import generate_questions, question_rng
@@ -18,8 +23,12 @@ from spatialllm_jax.questions.types import PROBING_TYPES, SPATIAL_TYPES
 from spatialllm_jax.scene.geometry import projected_bbox, rotation_y
 from spatialllm_jax.scene.relations import scene_arrays
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.sources.scene_file import write_scenes
 
 _NAMES = ("car", "bus", "person", "dog", "chair", "sofa", "bed", "bicycle")
+_PICTURES = 64
+# Fewest turns that one scene of the whole-dataset run gives; more scenes than needed are harmless.
+_TURNS_PER_SCENE = 10
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,12 +38,22 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--objects", type=int, default=5, help="objects per scene, at most 8")
     result.add_argument("--per-type", type=int, default=3, help="questions per type and image")
     result.add_argument("--repeats", type=int, default=3, help="rounds; the fastest counts")
+    result.add_argument("--turns", type=int, default=0,
+                        help="also write 3DI-Ft with this many turns, from a scene file, and measure time and memory")
+    result.add_argument("--workers", type=int, default=2, help="processes, with --turns")
     return result
 
 
 def bench(argv: Sequence[str]) -> dict[str, Any]:
-    """Times question generation (3DI-Ft types, and all 3D types) and the storage of records."""
+    """Times question generation (3DI-Ft types, and all 3D types), the storage of records, and whole datasets."""
     args = parser().parse_args(argv)
+    result = {"turns": args.turns, **_whole(args)} if args.turns else _parts(args)
+    for name, value in result.items():
+        print(f"{name:26s}{value:>12}")
+    return result
+
+
+def _parts(args: argparse.Namespace) -> dict[str, Any]:
     scenes = [_scene(k, args.objects) for k in range(args.scenes)]
     spatial = QuestionConfig("ft", dict.fromkeys(SPATIAL_TYPES, args.per_type))
     everything = QuestionConfig("all", dict.fromkeys((*SPATIAL_TYPES, *PROBING_TYPES), args.per_type))
@@ -62,15 +81,81 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     for data in stored:
         decode_record(data)
     result["decode_record_ms"] = round((time.perf_counter() - start) / len(records) * 1e3, 3)
-    for name, value in result.items():
-        print(f"{name:26s}{value:>12}")
     return result
 
 
-def _scene(seed: int, count: int) -> Scene:
+def _whole(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes a 3DI-Ft dataset as a user would; the pictures are 640 x 480 JPEGs of about 70 kB."""
+    with tempfile.TemporaryDirectory(prefix="bench-questions-") as name:
+        folder = Path(name)
+        for k in range(_PICTURES):
+            noise = np.random.default_rng(k).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            (folder / f"{k}.jpg").write_bytes(buffer.getvalue())
+        scenes = (_scene(k, args.objects, f"{k % _PICTURES}.jpg") for k in range(args.turns // _TURNS_PER_SCENE))
+        write_scenes(folder / "scenes.jsonl", scenes)
+        memory = _Memory()
+        start = time.perf_counter()
+        done = generate.main(["--dataset", "3di_ft1m", "--input", f"scenes:{folder / 'scenes.jsonl'}", "--out",
+                              str(folder / "ft"), "--questions", str(args.turns), "--workers", str(args.workers)])
+        seconds = time.perf_counter() - start
+        memory.stop()
+        split = done["splits"]["train"]
+        size = sum(path.stat().st_size for path in (folder / "ft").iterdir()) / 2**30
+    early = memory.peak(0.25)
+    return {"written": split["questions"], "images": split["images"], "gibibytes": round(size, 2),
+            "seconds": round(seconds, 1), "turns_per_second": round(split["questions"] / seconds),
+            "minutes_per_million": round(seconds / split["questions"] * 1e6 / 60, 2),
+            "peak_mib_first_quarter": early, "peak_mib": memory.peak(1.0)}
+
+
+class _Memory:
+    """Samples the memory of this process and its children (proportional set size, Linux) four times a second."""
+
+    def __init__(self) -> None:
+        self._samples: list[int] = []
+        self._running = True
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while self._running:
+            self._samples.append(sum(_pss(pid) for pid in _tree()))
+            time.sleep(0.25)
+
+    def stop(self) -> None:
+        self._running = False
+        self._thread.join()
+
+    def peak(self, share: float) -> int:
+        """Most MiB in use during the first `share` of the time."""
+        return max(self._samples[: max(1, round(share * len(self._samples)))], default=0) // 1024
+
+
+def _tree() -> list[str]:
+    pids = ["self"]
+    for path in Path("/proc/self/task").glob("*/children"):
+        pids.extend(path.read_text().split())
+    return pids
+
+
+def _pss(pid: str) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    except OSError:
+        pass  # ended meanwhile
+    return 0
+
+
+def _scene(seed: int, count: int, picture: str | None = None) -> Scene:
     rng = np.random.default_rng(seed)
     up = np.array([0.0, -1.0, 0.0])
-    camera = Camera(224, 224, np.array([[200.0, 0, 112], [0, 200, 112], [0, 0, 1]]), -up)
+    width, height = (640, 480) if picture else (224, 224)
+    focal = 0.9 * width
+    camera = Camera(width, height, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), -up)
     objects: list[Object3D] = []
     while len(objects) < count:
         z = rng.uniform(3, 12)
@@ -80,4 +165,4 @@ def _scene(seed: int, count: int) -> Scene:
         if bbox is not None:
             name = _NAMES[len(objects) % len(_NAMES)]
             objects.append(Object3D(name, name, box, bbox, True))
-    return Scene(SceneImage(f"bench-{seed}"), camera, tuple(objects), True, "bench")
+    return Scene(SceneImage(f"bench-{seed}", path=picture), camera, tuple(objects), True, "bench")

@@ -1,14 +1,18 @@
-"""Writes a dataset: scenes from a source, questions about them, as TFDS, LLaVA JSON and VLMEvalKit TSV.
+"""Writes a dataset: scenes from sources, questions about them, as TFDS, LLaVA JSON and VLMEvalKit TSV.
 
     python -m launch.generate --dataset quickstart --out data/quickstart
-    python -m launch.generate --dataset spatial_vqa --source omni3d --input real3d.json --out data/real
+    python -m launch.generate --dataset spatial_vqa --input omni3d:Omni3D/KITTI_test.json \\
+        --input omni3d:Omni3D/SUNRGBD_test.json --out data/spatial_vqa --formats tfds,tsv
+    python -m launch.generate --dataset 3di_ft1m --source rendered --questions 20000 --out data/ft \\
+        --exclude data/spatial_vqa
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,9 @@ from absl import logging
 from launch import cli
 from launch import config as configs
 from spatialllm_jax.data import formats, generation
+from spatialllm_jax.data.planning import opened_sources, plans_of
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.questions.config import question_config
 from spatialllm_jax.sources import sources
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "data"
@@ -30,11 +34,16 @@ def _arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__ or "", epilog="--config.KEY=VALUE overrides any field of the dataset's config")
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(_names())} (configs/data)")
     parser.add_argument("--out", required=True, help="folder to write; appears when it is complete")
-    parser.add_argument("--count", default="", help="scenes: a number, or per split: train=4000,test=600")
-    parser.add_argument("--seed", type=int, default=None, help="seed of scenes and questions")
     parser.add_argument("--source", choices=sources.KINDS, default=None, help="where scenes come from")
-    parser.add_argument("--input", default=None, help="annotation file (omni3d) or folder (kitti)")
+    parser.add_argument("--input", action="append", default=[], metavar="[SPLIT=][KIND:]PATH",
+                        help="annotation file or folder; may be repeated. KIND is --source if not written, SPLIT the "
+                             "dataset's first split (or --split)")
+    parser.add_argument("--count", default="", help="most scenes: a number, or per split: train=4000,test=600")
+    parser.add_argument("--questions", default="", help="most questions, in the same way")
+    parser.add_argument("--seed", type=int, default=None, help="seed of scenes and questions")
     parser.add_argument("--split", default=None, help="write only this split")
+    parser.add_argument("--exclude", action="append", default=[], metavar="FOLDER",
+                        help="dataset whose pictures, and near-duplicates of them, stay out; may be repeated")
     parser.add_argument("--region-style", choices=("mark", "text", "name"), default=None, help="of all families")
     parser.add_argument("--register", choices=("full", "short"), default=None, help="of all families")
     parser.add_argument("--answer-style", choices=("text", "letter"), default=None, help="of all families")
@@ -48,47 +57,7 @@ def _names() -> list[str]:
     return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "families"))
 
 
-def plans_of(config: Any, counts: Mapping[str, int], overrides: Mapping[str, Any], only: str | None,
-             path: str | None) -> tuple[list[generation.SplitPlan], dict[str, int]]:
-    """The plans of a dataset's splits, and the annotations its sources left out.
-
-    Raises:
-        UserError: for an unknown split, family or setting, or a source that cannot be read.
-    """
-    splits = list(config.splits)
-    for name in (*counts, *([only] if only else [])):
-        if name not in splits:
-            raise UserError(f"dataset {config.name!r} has no split {name!r}; it has {', '.join(splits)}")
-    annotated = config.source != "rendered"
-    if annotated and only is None:
-        only = "train" if "train" in splits else splits[0]  # annotation files are one split already
-    render = config.render.to_dict()
-    plans: list[generation.SplitPlan] = []
-    ignored: Mapping[str, int] = {}
-    for name in splits:
-        if only is not None and name != only:
-            continue
-        thresholds = "test" if name == "test" else "train"
-        size, ignored = sources.source_size(config.source, path, thresholds)
-        categories, colours = sources.vocabulary(config.source, path, thresholds, render)
-        count = counts.get(name, config.splits[name].count)
-        families = []
-        for family in config.splits[name].families:
-            if family not in config.families:
-                raise UserError(f"split {name!r} of {config.name!r} wants family {family!r}, which has no settings")
-            settings = {**config.families[family].to_dict(), **overrides}
-            families.append(dataclasses.replace(question_config(family, settings), categories=categories,
-                                                colours=colours))
-        # Even seeds are for training and odd ones for testing, so no scene can be in both.
-        scene_seed = 2 * config.seed + (name == "test")
-        plans.append(generation.SplitPlan(
-            name, config.source, path, thresholds, render, scene_seed, scene_seed,
-            count if size is None else min(count, size), tuple(families),
-            config.splits[name].get("category_slack", 2)))
-    return plans, dict(ignored)
-
-
-def _counts(text: str, splits: list[str]) -> dict[str, int]:
+def _numbers(flag: str, text: str, splits: list[str]) -> dict[str, int]:
     if not text:
         return {}
     try:
@@ -96,7 +65,7 @@ def _counts(text: str, splits: list[str]) -> dict[str, int]:
             return dict.fromkeys(splits, _positive(text))
         return {key: _positive(value) for key, value in (pair.split("=") for pair in text.split(","))}
     except ValueError:
-        raise UserError(f"--count {text!r} must be a positive number, or SPLIT=NUMBER,SPLIT=NUMBER") from None
+        raise UserError(f"{flag} {text!r} must be a positive number, or SPLIT=NUMBER,SPLIT=NUMBER") from None
 
 
 def _positive(text: str) -> int:
@@ -126,12 +95,29 @@ def main(argv: list[str]) -> dict[str, Any]:
     overrides = {key: value for key, value in (("region_style", args.region_style), ("register", args.register),
                                                ("answer_style", args.answer_style)) if value is not None}
     splits = [args.split] if args.split else list(config.splits)
-    plans, ignored = plans_of(config, _counts(args.count, splits), overrides, args.split, args.input)
+    counts = _numbers("--count", args.count, splits)
+    limits = _numbers("--questions", args.questions, splits)
+    out = Path(args.out)
+    with tempfile.TemporaryDirectory(prefix="scenes-") as spool:
+        opened = opened_sources(config, args.input, args.split, Path(spool))
+        plans = plans_of(config, opened, counts, limits, overrides)
+        result = _write(config, plans, wanted, out, args)
+    _report(out, result)
+    return {"folder": args.out, "reused": bool(result.get("reused")), "splits": result["splits"],
+            "ignored": result["ignored"], "left_out": result.get("left_out", {}), "short": result.get("short", {})}
+
+
+def _write(config: Any, plans: list[generation.SplitPlan], wanted: list[str], out: Path, args: argparse.Namespace
+           ) -> dict[str, Any]:
+    used = [source for plan in plans for source in plan.sources]
     card = {
-        "source": config.source,
-        "settings": {"plans": [_settings(plan) for plan in plans], "formats": sorted(wanted)},
-        "ignored": ignored,
-        "licence": sources.LICENCES[config.source],
+        "dataset": args.dataset,
+        "sources": {plan.name: [{"kind": s.kind, "name": s.name, "scenes": s.count, "contents": dict(s.contents)}
+                                for s in plan.sources] for plan in plans},
+        "settings": {"plans": [plan.settings() for plan in plans], "formats": sorted(wanted),
+                     "exclude": sorted(Path(folder).name for folder in args.exclude)},
+        "ignored": _sum(source.ignored for source in used),
+        "licences": sorted({source.licence for source in used}),
     }
 
     def extras(folder: Path) -> None:
@@ -142,18 +128,29 @@ def main(argv: list[str]) -> dict[str, Any]:
             if "tsv" in wanted:
                 formats.write_tsv(folder / "tsv" / f"{config.name}_{plan.name}.tsv", source, plan.name)
 
-    result = generation.generate(Path(args.out), config.name, plans, card, workers=args.workers,
-                                 overwrite=args.overwrite, extras=extras)
+    return generation.generate(out, config.name, plans, card, workers=args.workers, overwrite=args.overwrite,
+                               exclude=[Path(folder) for folder in args.exclude], extras=extras)
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in counts:
+        for reason, number in part.items():
+            total[reason] = total.get(reason, 0) + number
+    return dict(sorted(total.items()))
+
+
+def _report(out: Path, result: Mapping[str, Any]) -> None:
     verb = "is there already, with the same settings" if result.get("reused") else "written"
     for split, counts in result["splits"].items():
-        logging.info("%s: %d images, %d questions", split, counts["images"], counts["questions"])
-        print(f"{args.out} {split}: {counts['images']} images, {counts['questions']} questions ({verb})")
-    return {"folder": args.out, "reused": bool(result.get("reused")), "splits": result["splits"],
-            "ignored": ignored}
-
-
-def _settings(plan: generation.SplitPlan) -> dict[str, Any]:
-    return dataclasses.asdict(plan)
+        print(f"{out} {split}: {counts['images']} images, {counts['questions']} questions ({verb})")
+    for split, missing in result.get("short", {}).items():
+        types: Counter[str] = Counter()
+        for name, number in missing.items():
+            types[name.partition(":")[0]] += number
+        lacking = ", ".join(f"{kind} {n}" for kind, n in types.items())
+        logging.warning("split %s lacks %d questions (%s): its scenes hold no more clear cases; CARD.md has the "
+                        "answers that are missing", split, types.total(), lacking)
 
 
 if __name__ == "__main__":

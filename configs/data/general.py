@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.source = "rendered"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
-    config.splits = ml_collections.ConfigDict({"train": {"count": 2000, "families": ["general"]}})
+    config.splits = ml_collections.ConfigDict({"train": {
+        "count": 2000, "families": ["general"], "near_duplicates": 0, "keep_empty": True}})
     config.families = ml_collections.ConfigDict({"general": families.GENERAL})
     return config

@@ -1,8 +1,8 @@
 """Scenes to datasets: parallel over processes, the same bytes for any number of them.
 
 Workers take chunks of scene indices and return records with all sampled questions; the main process
-receives the chunks in order, evens out the answers and writes. What a scene becomes depends on
-(seed, split, index) alone.
+receives the chunks in order, chooses (`data.selection`) and writes. What a scene becomes depends on
+(seed, split, its place in the order) alone.
 """
 
 from __future__ import annotations
@@ -12,32 +12,40 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
 from tqdm import tqdm
 
+from spatialllm_jax.data.duplicates import fingerprint, read_fingerprints, write_fingerprints
 from spatialllm_jax.data.images import image_size
 from spatialllm_jax.data.records import ImageRecord
+from spatialllm_jax.data.selection import Pictures, SelectionConfig, Selector
 from spatialllm_jax.data.storage import write_dataset
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.questions.balance import Balancer
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig
 from spatialllm_jax.scene.relations import scene_arrays
 from spatialllm_jax.scene.serialize import scene_to_json
 from spatialllm_jax.scene.types import Scene
-from spatialllm_jax.sources import sources
+from spatialllm_jax.sources.sources import SceneSource
 
 _CHUNK = 16
 # Chunks under way at a time: enough for every worker, few enough to stay in memory.
 _AHEAD = 24
+# Scenes of an endless source that are looked at for a number of questions, at most.
+_ENDLESS = 2_000_000
+# Splits that have the first claim on a picture.
+_FIRST = ("test", "val")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +54,59 @@ class SplitPlan:
 
     Attributes:
         name: of the split.
-        kind, path, thresholds, render: arguments of `sources.scenes`.
-        scene_seed: stream of the scenes; splits have different ones, so their scenes are disjoint.
-        question_seed: of the questions.
-        count: number of scenes.
+        sources: scenes are drawn from all of them, in one fixed order (`scene_order`).
+        seed: of the order and of the questions.
+        count: most scenes to look at; 0 for all there are, or as many as the selection needs.
         families: question families, in order.
-        category_slack: how uneven a category's answers may be; see `questions.balance.Balancer`.
+        selection: which questions are kept.
+        even_sources: every source contributes alike as long as it lasts; otherwise by its size.
     """
 
     name: str
-    kind: str
-    path: str | None
-    thresholds: str
-    render: Mapping[str, Any]
-    scene_seed: int
-    question_seed: int
+    sources: tuple[SceneSource, ...]
+    seed: int
     count: int
     families: tuple[QuestionConfig, ...]
-    category_slack: int = 2
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
+    even_sources: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Everything the split depends on, JSON-ready."""
+        return {**dataclasses.asdict(dataclasses.replace(self, sources=())),
+                "sources": [source.settings() for source in self.sources]}
+
+
+class Made(NamedTuple):
+    """A record with all sampled questions, and its picture's fingerprint (None when not asked for)."""
+
+    record: ImageRecord
+    fingerprint: int | None
+
+
+def scene_order(plan: SplitPlan) -> Int[np.ndarray, "n 2"]:
+    """(source, scene) numbers in the order in which a split looks at them.
+
+    Annotated scenes come shuffled, so that neighbours in a video are apart and any beginning of the order is a
+    sample of the whole; rendered ones are random already. Sources take turns in proportion to their sizes, or
+    evenly.
+
+    Raises:
+        UserError: when an endless source has no count to stop at.
+    """
+    endless = any(source.count is None for source in plan.sources)
+    if endless and plan.count <= 0 and not plan.selection.target:
+        raise UserError(f"split {plan.name!r} takes rendered scenes without end; give it a --count")
+    parts, times = [], []
+    for k, source in enumerate(plan.sources):
+        size = (plan.count or _ENDLESS) if source.count is None else source.count
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((plan.seed, k, 0x5CE7E))))
+        scenes = np.arange(size) if source.count is None else rng.permutation(size)
+        parts.append(np.stack([np.full(size, k), scenes], axis=1))
+        # An item's turn: evenly spaced through [0, 1) by size, or one per round.
+        times.append(np.arange(size) + 0.5 if plan.even_sources else (np.arange(size) + 0.5) / size)
+    order = np.argsort(np.concatenate(times), kind="stable")
+    found = np.concatenate(parts)[order]
+    return found[: plan.count] if plan.count > 0 else found
 
 
 def record_of(scene: Scene, families: tuple[QuestionConfig, ...], seed: int, index: int) -> ImageRecord:
@@ -84,38 +127,49 @@ def record_of(scene: Scene, families: tuple[QuestionConfig, ...], seed: int, ind
     return ImageRecord(scene.image.id, encoded, width, height, tuple(questions), scene_to_json(scene))
 
 
-def records(plan: SplitPlan, start: int, count: int) -> list[ImageRecord]:
-    """Records of scenes `start` to `start + count - 1` of a split, before balancing."""
-    found = sources.scenes(
-        plan.kind, plan.path, plan.thresholds, plan.render, plan.scene_seed, start, count
-    )
-    return [
-        record_of(scene, plan.families, plan.question_seed, start + k) for k, scene in enumerate(found)
-    ]
+def records(plan: SplitPlan, order: Int[np.ndarray, "n 2"], start: int) -> list[Made]:
+    """What the scenes `order` become, `start` being the first one's place in the whole order."""
+    scenes = itertools.chain.from_iterable(
+        plan.sources[k].scenes([scene for _, scene in run])
+        for k, run in itertools.groupby(order.tolist(), key=lambda item: item[0]))
+    made = []
+    for k, scene in enumerate(scenes):
+        record = record_of(scene, plan.families, plan.seed, start + k)
+        near = plan.selection.near_duplicates > 0
+        made.append(Made(record, fingerprint(record.image, scene.image.path or scene.image.id) if near else None))
+    return made
 
 
-def stream(plan: SplitPlan, pool: concurrent.futures.Executor | None, progress: bool = True) -> Iterator[ImageRecord]:
-    """The balanced records of a split, in order; worked out in `pool`, or here when it is None."""
-    balancer = Balancer(category_slack=plan.category_slack)
-    with tqdm(total=plan.count, desc=plan.name, unit="scene", disable=not progress) as bar:
-        for batch in _in_order(plan, pool):
-            for record in batch:
-                kept = tuple(q for q in record.questions if balancer.keep(q, q.id.rsplit("/", 2)[-2]))
-                yield dataclasses.replace(record, questions=kept)
-            bar.update(len(batch))
+def stream(plan: SplitPlan, selector: Selector, pool: concurrent.futures.Executor | None, progress: bool = True
+           ) -> Iterator[Made]:
+    """The records a split keeps, in order; worked out in `pool`, or here when it is None. Ends when it is full."""
+    order = scene_order(plan)
+    target = plan.selection.target
+    unit, total = ("question", target) if target else ("scene", len(order))
+    with tqdm(total=total, desc=plan.name, unit=unit, disable=not progress) as bar:
+        for batch in _in_order(plan, order, pool):
+            before = selector.kept
+            for made in batch:
+                record = selector.take(*made)
+                if record is not None:
+                    yield Made(record, made.fingerprint)
+                if selector.full:
+                    return
+            bar.update(selector.kept - before if target else len(batch))
 
 
-def _in_order(plan: SplitPlan, pool: concurrent.futures.Executor | None) -> Iterator[list[ImageRecord]]:
-    chunks = iter([(start, min(_CHUNK, plan.count - start)) for start in range(0, plan.count, _CHUNK)])
+def _in_order(plan: SplitPlan, order: Int[np.ndarray, "n 2"], pool: concurrent.futures.Executor | None
+              ) -> Iterator[list[Made]]:
+    chunks = iter([(order[start : start + _CHUNK], start) for start in range(0, len(order), _CHUNK)])
     if pool is None:
-        for start, count in chunks:
-            yield records(plan, start, count)
+        for chunk, start in chunks:
+            yield records(plan, chunk, start)
         return
-    pending: collections.deque[concurrent.futures.Future[list[ImageRecord]]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[list[Made]]] = collections.deque()
     try:
         while True:
-            while len(pending) < _AHEAD and (chunk := next(chunks, None)) is not None:
-                pending.append(pool.submit(records, plan, *chunk))
+            while len(pending) < _AHEAD and (following := next(chunks, None)) is not None:
+                pending.append(pool.submit(records, plan, *following))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -145,13 +199,17 @@ def generate(
     workers: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    exclude: Sequence[Path] = (),
     extras: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a dataset, or returns the card of the one that is there if it has the same settings.
 
+    Splits are written test first, so that a picture that could be in several is tested on, never trained on.
+
     Args:
         card: must hold "settings": JSON-ready and complete; two runs with equal settings are the same
             dataset.
+        exclude: datasets whose pictures stay out of this one, near-duplicates included.
         extras: called with the folder before it gets its name, to add other formats.
 
     Returns:
@@ -164,11 +222,31 @@ def generate(
     if folder.exists() and not overwrite:
         what = "a dataset with other settings" if existing is not None else "something else"
         raise UserError(f"{folder} holds {what}; choose another folder or pass --overwrite")
-    few = sum(plan.count for plan in plans) <= 2 * _CHUNK
+    pictures = Pictures(max(plan.selection.near_duplicates for plan in plans))
+    for other in exclude:
+        for image_id, value in read_fingerprints(other):
+            pictures.add(other.name, image_id, value)
+    plans = sorted(plans, key=lambda plan: plan.name not in _FIRST)
+    selectors = {plan.name: Selector(plan.name, plan.selection, pictures) for plan in plans}
+    fingerprints: list[tuple[str, str, int]] = []
+
+    def split(plan: SplitPlan, pool: concurrent.futures.Executor | None) -> Iterator[ImageRecord]:
+        for record, value in stream(plan, selectors[plan.name], pool, progress):
+            if value is not None:
+                fingerprints.append((plan.name, record.image_id, value))
+            yield record
+
+    def more(partial: Path) -> dict[str, Any]:
+        if fingerprints:
+            write_fingerprints(partial, fingerprints)
+        return {"left_out": {n: dict(s.left_out) for n, s in selectors.items() if s.left_out},
+                "short": {n: s.shortages() for n, s in selectors.items() if s.shortages()}}
+
+    few = sum(min(plan.count or 2**31, 2**31) for plan in plans) <= 2 * _CHUNK
     with contextlib.ExitStack() as stack:
         pool = None if workers <= 1 or few else stack.enter_context(_pool(workers))
-        splits = {plan.name: stream(plan, pool, progress) for plan in plans}
-        return write_dataset(folder, name, splits, card, overwrite=overwrite, extras=extras)
+        splits = {plan.name: split(plan, pool) for plan in plans}
+        return write_dataset(folder, name, splits, card, overwrite=overwrite, findings=more, extras=extras)
 
 
 def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:

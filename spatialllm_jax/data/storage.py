@@ -26,6 +26,8 @@ from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.types import Question, Region
 
+VERSION = "1.0.0"
+DESCRIPTION = "Images with 3D scenes and spatial questions."
 _SHARD_BYTES = 256 * 2**20
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Question) if f.default is not dataclasses.MISSING}
 
@@ -109,6 +111,7 @@ def write_dataset(
     splits: Mapping[str, Iterable[ImageRecord]],
     card: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    findings: Callable[[Path], Mapping[str, Any]] | None = None,
     extras: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a TFDS dataset and its card; the folder appears only when everything is written.
@@ -118,6 +121,8 @@ def write_dataset(
         name: TFDS name, of lower-case letters, digits and underscores.
         splits: records per split, streamed.
         card: settings for the dataset card (sources, seed, licences ...); counts are added.
+        findings: called with the still hidden folder when all records are written; returns what only then is
+            known, for the card.
         extras: called with the still hidden folder, to add other files to it.
 
     Returns:
@@ -137,7 +142,8 @@ def write_dataset(
         for split, records in splits.items():
             lengths[split] = _write_split(partial, name, split, records, counter)
         _write_metadata(partial, name, lengths)
-        result = {"name": name, **(card or {}), "splits": counter.result()}
+        found = findings(partial) if findings is not None else {}
+        result = {"name": name, **(card or {}), **found, "splits": counter.result()}
         write_card(partial, result)
         if extras is not None:
             extras(partial)
@@ -188,25 +194,32 @@ def _shard_name(name: str, split: str, shard: int, shards: int) -> str:
     return f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
 
 
+def tfds_features() -> Any:
+    """The `tfds.features.FeaturesDict` of an image record."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image_id": tfds.features.Text(),
+            "width": tfds.features.Scalar(dtype=np.int64),
+            "height": tfds.features.Scalar(dtype=np.int64),
+            "questions": tfds.features.Text(doc="JSON list of questions"),
+            "scene": tfds.features.Text(doc="JSON of the camera and the 3D boxes"),
+        }
+    )
+
+
 def _write_metadata(folder: Path, name: str, lengths: Mapping[str, list[tuple[int, int]]]) -> None:
     """TFDS's own dataset_info.json and features.json."""
     import tensorflow_datasets as tfds
 
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
-            name=name, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+            name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
         ),
-        description="Images with 3D scenes and spatial questions.",
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "image_id": tfds.features.Text(),
-                "width": tfds.features.Scalar(dtype=np.int64),
-                "height": tfds.features.Scalar(dtype=np.int64),
-                "questions": tfds.features.Text(doc="JSON list of questions"),
-                "scene": tfds.features.Text(doc="JSON of the camera and the 3D boxes"),
-            }
-        ),
+        description=DESCRIPTION,
+        features=tfds_features(),
     )
     info.set_file_format("array_record")
     template = tfds.core.ShardedFileTemplate(

@@ -51,8 +51,8 @@ def scene_to_json(scene: Scene) -> str:
     )
 
 
-def scene_from_json(text: str, encoded: bytes | None = None) -> Scene:
-    """The scene that `scene_to_json` wrote; `encoded` gives it its picture back.
+def scene_from_json(text: str, encoded: bytes | None = None, path: str | None = None) -> Scene:
+    """The scene that `scene_to_json` wrote; `encoded` or `path` gives it its picture back.
 
     Raises:
         UserError: when the text is not such JSON; the sentence names the missing key.
@@ -62,7 +62,7 @@ def scene_from_json(text: str, encoded: bytes | None = None) -> Scene:
         camera = data["camera"]
         gravity = camera["gravity"]
         return Scene(
-            image=SceneImage(data["image_id"], encoded=encoded),
+            image=SceneImage(data["image_id"], path=path, encoded=encoded),
             camera=Camera(
                 camera["width"],
                 camera["height"],

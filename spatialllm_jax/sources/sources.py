@@ -1,76 +1,127 @@
-"""One door to all scene sources: how many scenes there are, and scenes `start` to `start + count`."""
+"""One door to all scene sources: annotation files and folders, scene files, and the renderer."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+import dataclasses
+import importlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.types import Scene
+from spatialllm_jax.sources import scene_file
 
-KINDS = ("rendered", "omni3d", "kitti")
-LICENCES = {
-    "rendered": "made by this program; no restrictions from its sources",
-    "omni3d": "CC BY-NC 4.0 (Omni3D; ARKitScenes BY-NC-SA), and the licences of its sub-datasets",
-    "kitti": "CC BY-NC-SA 3.0 (KITTI)",
+# Kind -> module with `read` (`loaded.Reader`) and `LICENCE`; imported when first asked for.
+_READERS = {
+    "apollo": "spatialllm_jax.sources.apollo",
+    "bop": "spatialllm_jax.sources.bop",
+    "imagenet3d": "spatialllm_jax.sources.imagenet3d",
+    "kitti": "spatialllm_jax.sources.kitti",
+    "omni3d": "spatialllm_jax.sources.omni3d",
+    "scenes": "spatialllm_jax.sources.scene_file",
 }
+KINDS = ("rendered", *_READERS)
+RENDERED_LICENCE = "made by this program; no restrictions from its sources"
 
 
-@functools.lru_cache(maxsize=2)
-def _annotated(kind: str, path: str, split: str) -> tuple[tuple[Scene, ...], Mapping[str, int]]:
-    if kind == "omni3d":
-        from spatialllm_jax.sources import omni3d
+@dataclasses.dataclass(frozen=True)
+class SceneSource:
+    """Scenes by number, cheap to hand to other processes.
 
-        result = omni3d.load(path, split=split)
-    else:
-        from spatialllm_jax.sources import kitti
-
-        result = kitti.load(path, split=split)
-    return result.scenes, result.ignored
-
-
-def source_size(kind: str, path: str | None, split: str) -> tuple[int | None, Mapping[str, int]]:
-    """(number of scenes or None for endless, ignored annotations by reason).
-
-    Raises:
-        UserError: for an unknown kind, a missing path, or files that cannot be used.
+    Attributes:
+        kind: one of KINDS.
+        name: of the annotation file or folder, without its place; for cards.
+        count: number of scenes; None for the endless stream of rendered ones.
+        licence: of the annotations and pictures.
+        categories, colours: everything its objects can be, for negatives and options.
+        contents: scenes by `Scene.source`.
+        ignored: annotations left out, by reason.
+        digest: of the scenes; two sources with equal digests hold the same scenes.
+        file: scene file that holds them; "" for rendered ones.
+        render: settings of the renderer.
+        seed: stream of rendered scenes.
     """
-    if kind not in KINDS:
-        raise UserError(f"source {kind!r} is unknown; choose from {', '.join(KINDS)}")
-    if kind == "rendered":
-        return None, {}
-    if not path:
-        raise UserError(f"source {kind!r} needs --input: the annotation file or folder to read")
-    scenes, ignored = _annotated(kind, path, split)
-    return len(scenes), ignored
+
+    kind: str
+    name: str
+    count: int | None
+    licence: str
+    categories: tuple[str, ...]
+    colours: tuple[str, ...] = ()
+    contents: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+    file: str = ""
+    render: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+    def scenes(self, indices: Sequence[int]) -> Iterator[Scene]:
+        """The scenes of these numbers, in this order."""
+        if self.kind != "rendered":
+            yield from (scene_file.read_scene(self.file, int(index)) for index in indices)
+            return
+        from spatialllm_jax.sources.rendered.source import render
+
+        config = render_config(self.render)
+        yield from (render(config, self.seed, int(index)).scene for index in indices)
+
+    def settings(self) -> dict[str, Any]:
+        """What the scenes depend on, JSON-ready and free of places on this machine."""
+        return {"kind": self.kind, "name": self.name, "count": self.count, "digest": self.digest,
+                "render": dict(self.render), "seed": self.seed}
 
 
-def scenes(
-    kind: str, path: str | None, split: str, settings: Mapping[str, Any], seed: int, start: int, count: int
-) -> Iterator[Scene]:
-    """Scenes `start` to `start + count - 1`; a pure function of its arguments.
+def parse_input(text: str, kind: str, splits: Sequence[str]) -> tuple[str | None, str, str]:
+    """(split or None, kind, path) of an `--input` value: `[SPLIT=][KIND:]PATH`.
 
     Args:
-        kind: "rendered", "omni3d" or "kitti".
-        path: of the annotations; unused for "rendered".
-        split: "train" or "test": the thresholds of the annotation sources.
-        settings: fields of `RenderConfig`; unused otherwise.
-        seed: stream of rendered scenes; unused otherwise.
+        kind: where none is written.
+        splits: the names that count as a split.
     """
-    if kind == "rendered":
-        from spatialllm_jax.sources.rendered.source import iter_scenes
+    match = re.fullmatch(
+        rf"(?:({'|'.join(map(re.escape, splits))})=)?(?:({'|'.join(_READERS)}):)?(.+)", text)
+    if match is None:
+        raise UserError(f"--input {text!r} names no path; write [SPLIT=][KIND:]PATH, KIND being one of "
+                        f"{', '.join(_READERS)}")
+    return match[1], match[2] or kind, match[3]
 
-        yield from iter_scenes(render_config(settings), seed, start, count)
-    else:
-        assert path is not None
-        yield from _annotated(kind, path, split)[0][start : start + count]
+
+def open_annotated(kind: str, path: str, split: str, spool: Path) -> SceneSource:
+    """Reads annotations once and spools their scenes to a file.
+
+    Args:
+        kind: one of KINDS but "rendered".
+        path: of the annotation file or folder.
+        split: "train" or "test": thresholds of the source, or its own lists.
+        spool: scene file to write.
+
+    Raises:
+        UserError: for an unknown kind, or files that cannot be used.
+    """
+    if kind not in _READERS:
+        raise UserError(f"source {kind!r} of {path} is unknown; choose from {', '.join(_READERS)}")
+    module = importlib.import_module(_READERS[kind])
+    ignored: Counter[str] = Counter()
+    written = scene_file.write_scenes(spool, module.read(path, split, ignored))
+    return SceneSource(kind, Path(path).name, written.count, module.LICENCE, written.categories, (), written.sources,
+                       dict(ignored), written.digest, str(spool))
+
+
+def open_rendered(render: Mapping[str, Any], seed: int) -> SceneSource:
+    """The endless stream `seed` of rendered scenes; `render` holds fields of `RenderConfig`."""
+    from spatialllm_jax.sources.rendered import catalogue, palette
+
+    config = render_config(render)
+    names = {n for s in config.settings for n in catalogue.names(s, config.categories)}
+    return SceneSource("rendered", "rendered", None, RENDERED_LICENCE, tuple(sorted(names)), tuple(palette.ALL),
+                       render=dict(render), seed=seed)
 
 
 def render_config(settings: Mapping[str, Any]) -> Any:
     """A `RenderConfig` from plain settings; raises UserError on an unknown key."""
-    import dataclasses
-
     from spatialllm_jax.sources.rendered.config import RenderConfig
 
     known = {f.name for f in dataclasses.fields(RenderConfig)}
@@ -79,18 +130,3 @@ def render_config(settings: Mapping[str, Any]) -> Any:
             raise UserError(f"render setting {key!r} is unknown; choose from {', '.join(sorted(known))}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return RenderConfig(**values)
-
-
-def vocabulary(
-    kind: str, path: str | None, split: str, settings: Mapping[str, Any]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(categories, colours) that a source can show, for negatives and options."""
-    if kind == "rendered":
-        from spatialllm_jax.sources.rendered import catalogue, palette
-
-        config = render_config(settings)
-        names = {n for s in config.settings for n in catalogue.names(s, config.categories)}
-        return tuple(sorted(names)), tuple(palette.ALL)
-    assert path is not None
-    found = {o.category for scene in _annotated(kind, path, split)[0] for o in scene.objects}
-    return tuple(sorted(found)), ()

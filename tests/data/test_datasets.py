@@ -1,0 +1,141 @@
+"""The paper's datasets as commands: exact SpatialVQA, mixtures of sources, pictures kept apart."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import generate
+from spatialllm_jax.data.generation import SplitPlan, scene_order
+from spatialllm_jax.data.storage import open_split
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.questions.balance import answer_key
+from spatialllm_jax.questions.recheck import recheck
+from spatialllm_jax.questions.types import SPATIAL_TYPES
+from spatialllm_jax.scene.geometry import projected_bbox, rotation_y
+from spatialllm_jax.scene.serialize import scene_from_json
+from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.sources.scene_file import write_scenes
+from spatialllm_jax.sources.sources import SceneSource
+
+NAMES = ("car", "bus", "person", "dog", "chair", "sofa", "bed", "bicycle")
+
+
+def random_scene(seed, picture, source):
+    rng = np.random.default_rng(seed)
+    up = np.array([0.0, -1.0, 0.0])
+    camera = Camera(96, 72, np.array([[90.0, 0, 48], [0, 90, 36], [0, 0, 1]]), -up)
+    objects = []
+    while len(objects) < 4:
+        z = rng.uniform(3, 12)
+        center = np.array([rng.uniform(-0.4, 0.4) * z, rng.uniform(-0.3, 0.3) * z, z])
+        box = Box3D(center, rng.uniform(0.5, 2, 3), rotation_y(rng.normal(size=3), up))
+        bbox = projected_bbox(box, camera)
+        if bbox is not None:
+            name = str(rng.choice(NAMES))
+            objects.append(Object3D(name, name, box, bbox, True))
+    return Scene(SceneImage(f"{source}-{seed}", path=picture), camera, tuple(objects), True, source)
+
+
+def scene_file(folder, name, count, pictures=1, start=0):
+    """A scene file whose scenes share a few pictures of smooth blobs; returns the value of --input."""
+    for k in range(start, start + pictures):
+        noise = np.random.default_rng(k).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((96, 72), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+    scenes = (random_scene(k, f"{start + k % pictures}.png", name) for k in range(start, start + count))
+    write_scenes(folder / f"{name}.jsonl", scenes)
+    return f"scenes:{folder / name}.jsonl"
+
+
+def questions_of(folder, split):
+    return [(record, question) for record in open_split(folder, split) for question in record.questions]
+
+
+def test_spatial_vqa_has_the_paper_s_numbers(tmp_path):
+    inputs = [scene_file(tmp_path, name, 500, start=1000 * k) for k, name in enumerate(("indoor", "urban", "other"))]
+    arguments = ["--dataset", "spatial_vqa", "--out", str(tmp_path / "d")]
+    result = generate.main([*arguments, *(x for text in inputs for x in ("--input", text))])
+    assert result["short"] == {} and result["splits"]["test"]["questions"] == 1323
+    found = questions_of(tmp_path / "d", "test")
+    assert Counter(q.group for _, q in found) == {"distance": 420, "orientation": 370, "relation": 533}
+    for kind in SPATIAL_TYPES:
+        answers = Counter(answer_key(q) for _, q in found if q.type == kind)
+        assert max(answers.values()) - min(answers.values()) <= 1 and answers.total() in (177, 178, 185, 210)
+    sources = Counter(q.source for _, q in found)
+    assert set(sources) == {"indoor", "urban", "other"} and min(sources.values()) > 0.25 * 1323
+    assert all(recheck(q, scene_from_json(record.scene)) is None for record, q in found)
+    card = (tmp_path / "d" / "CARD.md").read_text()
+    assert "1323 questions" in card and "scenes indoor.jsonl: 500 scenes" in card and "licence:" in card
+
+
+def test_order_of_sources():
+    def source(count, kind="scenes"):
+        return SceneSource(kind, "x", count, "", ())
+
+    small, large = source(30), source(300)
+    by_size = scene_order(SplitPlan("train", (small, large), 0, 0, ()))
+    assert len(by_size) == 330
+    assert sorted(map(tuple, by_size.tolist())) == [(0, k) for k in range(30)] + [(1, k) for k in range(300)]
+    assert Counter(by_size[:110, 0].tolist())[0] == 10
+    even = scene_order(SplitPlan("train", (small, large), 0, 0, (), even_sources=True))
+    assert Counter(even[:40, 0].tolist()) == {0: 20, 1: 20} and len(even) == 330
+    assert by_size[by_size[:, 0] == 1, 1].tolist() != list(range(300))  # shuffled
+    other = scene_order(SplitPlan("train", (small, large), 1, 0, ()))
+    assert not np.array_equal(other, by_size)
+    rendered = scene_order(SplitPlan("train", (source(None, "rendered"),), 0, 5, ()))
+    assert rendered.tolist() == [[0, k] for k in range(5)]
+    with pytest.raises(UserError, match="give it a --count"):
+        scene_order(SplitPlan("train", (source(None, "rendered"),), 0, 0, ()))
+
+
+def test_no_picture_in_two_splits(tmp_path):
+    """The same pictures come as training and test scenes under other names: training gives way."""
+    tested = scene_file(tmp_path, "tested", 6, pictures=6)
+    mixed = scene_file(tmp_path, "mixed", 10, pictures=10, start=0)
+    scenes = (tmp_path / "mixed.jsonl").read_text().replace('"image_id":"mixed-', '"image_id":"other-')
+    (tmp_path / "mixed.jsonl").write_text(scenes)
+    common = ["--dataset", "quickstart", "--config.splits.train.near_duplicates=4", "--seed", "3",
+              "--config.splits.test.near_duplicates=4"]
+    both = generate.main([*common, "--out", str(tmp_path / "both"), "--input", f"test={tested}",
+                          "--input", f"train={mixed}"])
+    assert both["splits"]["test"]["images"] == 6 and both["splits"]["train"]["images"] == 4
+    assert both["left_out"] == {"train": {"image: near-duplicate of one in test": 6}}
+    alone = [*common, "--out", str(tmp_path / "alone"), "--split", "train", "--input", mixed]
+    generate.main([*common, "--out", str(tmp_path / "exam"), "--split", "test", "--input", tested])
+    apart = generate.main([*alone, "--exclude", str(tmp_path / "exam")])
+    assert apart["left_out"] == {"train": {"image: near-duplicate of one in exam": 6}}
+    with pytest.raises(UserError, match="--exclude takes datasets"):
+        generate.main([*alone, "--overwrite", "--exclude", str(tmp_path / "nowhere")])
+
+
+def test_moved_inputs_give_the_same_bytes(tmp_path):
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        text = scene_file(tmp_path / name, "s", 40)
+        generate.main(["--dataset", "3di_ft1m", "--out", str(tmp_path / name / "d"), "--input", text,
+                       "--questions", "200", "--workers", "1"])
+        found.append({p.name: p.read_bytes() for p in (tmp_path / name / "d").iterdir()})
+    assert found[0] == found[1] and "card.json" in found[0]
+    assert json.loads(found[0]["card.json"])["splits"]["train"]["questions"] == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "3di_pb_in166k"], "'imagenet3d' needs --input"),
+        (["--dataset", "3di_ft1m", "--input", "scenes:none.jsonl"], r"none\.jsonl does not exist"),
+        (["--dataset", "captions", "--input", "somewhere"], "does not say what it is"),
+        (["--dataset", "captions", "--questions", "0"], "--questions '0'"),
+        (["--dataset", "captions", "--split", "dev"], "no split 'dev'"),
+        (["--dataset", "spatial_vqa", "--source", "rendered", "--count", "3", "--config.splits.test.quotas.tall=3"],
+         "tall"),
+    ],
+)
+def test_bad_input(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        generate.main([*arguments, "--out", "x"])
+    assert list(tmp_path.iterdir()) == []
