@@ -103,11 +103,11 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
         memory.stop()
         split = done["splits"]["train"]
         size = sum(path.stat().st_size for path in (folder / "ft").iterdir()) / 2**30
-    early = memory.peak(0.25)
+    half = memory.peak(0.5)
     return {"written": split["questions"], "images": split["images"], "gibibytes": round(size, 2),
             "seconds": round(seconds, 1), "turns_per_second": round(split["questions"] / seconds),
             "minutes_per_million": round(seconds / split["questions"] * 1e6 / 60, 2),
-            "peak_mib_first_quarter": early, "peak_mib": memory.peak(1.0)}
+            "peak_mib_first_half": half, "peak_mib": memory.peak(1.0)}
 
 
 class _Memory:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.types import Scene
 from spatialllm_jax.sources import scene_file
@@ -89,7 +91,7 @@ def parse_input(text: str, kind: str, splits: Sequence[str]) -> tuple[str | None
     return match[1], match[2] or kind, match[3]
 
 
-def open_annotated(kind: str, path: str, split: str, spool: Path) -> SceneSource:
+def open_annotated(kind: str, path: str, split: str, spool: Path, progress: bool = True) -> SceneSource:
     """Reads annotations once and spools their scenes to a file.
 
     Args:
@@ -97,6 +99,7 @@ def open_annotated(kind: str, path: str, split: str, spool: Path) -> SceneSource
         path: of the annotation file or folder.
         split: "train" or "test": thresholds of the source, or its own lists.
         spool: scene file to write.
+        progress: show how many scenes have been read.
 
     Raises:
         UserError: for an unknown kind, or files that cannot be used.
@@ -105,8 +108,10 @@ def open_annotated(kind: str, path: str, split: str, spool: Path) -> SceneSource
         raise UserError(f"source {kind!r} of {path} is unknown; choose from {', '.join(_READERS)}")
     module = importlib.import_module(_READERS[kind])
     ignored: Counter[str] = Counter()
-    written = scene_file.write_scenes(spool, module.read(path, split, ignored))
-    return SceneSource(kind, Path(path).name, written.count, module.LICENCE, written.categories, (), written.sources,
+    name = Path(path).name
+    scenes = tqdm(module.read(path, split, ignored), desc=f"reading {name}", unit="scene", disable=not progress)
+    written = scene_file.write_scenes(spool, scenes)
+    return SceneSource(kind, name, written.count, module.LICENCE, written.categories, (), written.sources,
                        dict(ignored), written.digest, str(spool))
 
 
