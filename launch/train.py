@@ -26,6 +26,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--workdir", help="folder of the run (default: runs/ROW-SIZE)")
     parser.add_argument("--cores", help="CPU cores to stay on, e.g. 0 or 0,1 (Linux)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files into each stage")
+    parser.add_argument("--wandb", default="", metavar="PROJECT", help="also log to Weights & Biases")
+    parser.add_argument("--distributed", action="store_true",
+                        help="one of several processes; SLURM, TPU slices, Open MPI and Kubernetes tell which")
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where nothing tells: process 0 ...")
+    parser.add_argument("--processes", type=int, default=0, help="... how many there are ...")
+    parser.add_argument("--process-id", type=int, default=-1, help="... and which this is")
     plain, overrides = configs.split_arguments(argv)
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
@@ -35,11 +42,19 @@ def main(argv: list[str]) -> dict[str, Any]:
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
     # Imported late: bad flags must not wait for JAX.
     from convert.folders import open_weights
+    from spatialllm_jax.parallel import hosts
+    from spatialllm_jax.training.loop import Watch
+    from spatialllm_jax.training.metrics import Trackers
     from spatialllm_jax.training.run import train_row
 
+    hosts.start(args.coordinator, args.processes, args.process_id, args.distributed)
+    logging.info("%s", hosts.described())
     started = time.monotonic()
-    summary = train_row(config.to_dict(), workdir, open_weights=open_weights, show_progress=not args.quiet)
+    summary = train_row(config.to_dict(), workdir, open_weights=open_weights,
+                        watch=Watch(not args.quiet, Trackers(args.tensorboard, args.wandb)))
     summary["seconds"] = round(time.monotonic() - started, 1)
+    if not hosts.is_first():
+        return summary
     for name, metrics in summary["stages"].items():
         if metrics:
             print(f"{name}: step {metrics['step']} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f}")

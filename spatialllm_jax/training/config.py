@@ -35,6 +35,8 @@ class StageConfig:
         patch_weight: under "next_token", weight of a visual token's words next to a supervised token's 1.
         loss_chunk: positions per chunk of the cross-entropy.
         save_every, log_every: in steps.
+        keep_last, keep_best: checkpoints that stay while the stage runs: the newest, and those of lowest loss. With
+            `keep_best` the best one becomes `model-best/` beside the last one's `model/`.
         max_skipped: non-finite steps tolerated before the run stops.
     """
 
@@ -54,6 +56,8 @@ class StageConfig:
     loss_chunk: int = 256
     save_every: int = 1000
     log_every: int = 10
+    keep_last: int = 2
+    keep_best: int = 0
     max_skipped: int = 10
 
     def __post_init__(self):
@@ -62,6 +66,8 @@ class StageConfig:
                             f"choose one of {', '.join(OBJECTIVES)}")
         if self.steps < 1 or self.rows.batch_size < 1 or self.accumulate < 1:
             raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1")
+        if self.keep_last < 1 or self.keep_best < 0:
+            raise UserError(f"stage {self.name!r}: keep_last must be at least 1 and keep_best not negative")
         if self.rows.batch_size % self.accumulate:
             raise UserError(f"stage {self.name!r}: batch_size {self.rows.batch_size} does not divide into "
                             f"{self.accumulate} micro-batches")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from absl import logging
 
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.errors import Interrupted, UserError
+from spatialllm_jax.models.flops import StepFlops
+from spatialllm_jax.parallel import hosts
 from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
-from spatialllm_jax.training.checkpoints import Checkpoints
+from spatialllm_jax.training import optimizer
+from spatialllm_jax.training.checkpoints import Checkpoints, check_room
 from spatialllm_jax.training.config import StageConfig
 from spatialllm_jax.training.step import TrainState
 
@@ -33,8 +37,10 @@ class _Terminator:
     def __enter__(self) -> _Terminator:
         self.asked = 0
         self._before: dict[int, Any] = {}
+        # Several processes must stop at the same step: SIGTERM is then the coordinator's (`parallel.hosts`).
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._ask)
         except ValueError:  # not the main thread: signals are somebody else's business
             pass
@@ -50,30 +56,51 @@ class _Terminator:
             signal.signal(number, handler)
 
 
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """How a run is looked at.
+
+    Attributes:
+        progress: show a bar (on the first process only).
+        trackers: where numbers go beside `metrics.jsonl`.
+        run: name for trackers.
+    """
+
+    progress: bool = True
+    trackers: metrics_lib.Trackers = dataclasses.field(default_factory=metrics_lib.Trackers)
+    run: str = ""
+
+
 def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
-              mesh: jax.sharding.Mesh, folder: Path, *, show_progress: bool = True) -> TrainState:
-    """Runs a stage to its last step.
+              mesh: jax.sharding.Mesh, folder: Path, *, watch: Watch, flops: StepFlops | None = None,
+              ) -> tuple[TrainState, TrainState | None]:
+    """Runs a stage to its last step; returns the last state, and the best one when the stage keeps it.
 
     Args:
         state: at step 0; replaced by the last checkpoint in `folder` when there is one.
         step_fn: jitted `(state, batch) -> (state, metrics)` that donates its state.
         stream: Grain iterator of host batches; its position is part of the checkpoints.
+        flops: for the MFU, or None.
 
     Raises:
-        UserError: when more than `stage.max_skipped` steps were not finite.
+        UserError: when more than `stage.max_skipped` steps were not finite, or the disk is too small.
         Interrupted: after SIGTERM or Ctrl-C, once everything is saved.
     """
-    checkpoints = Checkpoints(folder / "checkpoints", stage.save_every)
+    check_room(folder, state, stage.keep_last + stage.keep_best)
+    checkpoints = Checkpoints(folder / "checkpoints", stage.save_every, stage.keep_last, stage.keep_best)
     if checkpoints.latest is not None:
         state = checkpoints.restore(checkpoints.latest, state, stream)
         logging.info("stage %s resumes at step %d", stage.name, int(state.step))
     step = int(state.step)
-    log = metrics_lib.MetricsLog(folder, step)
+    log = metrics_lib.MetricsLog(folder, step, hosts.is_first(), watch.trackers, f"{watch.run}/{stage.name}")
     names = ["patches"] if stage.objective == "patch_words" else [*(source.name for source in stage.sources), "patches"]
+    rate = optimizer.schedule(stage.optimizer, stage.steps)
     pending: list[Any] = []
+    loss: float | None = None
     started, waited = time.monotonic(), 0.0
     try:
-        with metrics_lib.progress(stage.steps, step, stage.name, show_progress) as bar, _Terminator() as stop:
+        shown = watch.progress and hosts.is_first()
+        with metrics_lib.progress(stage.steps, step, stage.name, shown) as bar, _Terminator() as stop:
             while step < stage.steps:
                 began = time.monotonic()
                 batch = to_device(next(stream), mesh)
@@ -84,19 +111,22 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                 bar.update()
                 if step % stage.log_every == 0 or step == stage.steps:
                     row = metrics_lib.summarize(pending, names)
-                    elapsed = time.monotonic() - started
-                    row = {"step": step, **row, "seconds_per_step": elapsed / len(pending),
-                           "data_wait": waited / max(elapsed, 1e-9)}
-                    log.write(row)
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
+                    elapsed = max(time.monotonic() - started, 1e-9)
+                    loss = row["loss"]
+                    log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),
+                               "seconds_per_step": elapsed / len(pending), "data_wait": waited / elapsed,
+                               **metrics_lib.speed(pending, elapsed, flops)})
+                    bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
                     if row["skipped"] > stage.max_skipped:
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "
                                         "lower its learning rate or look at its data")
                     pending, started, waited = [], time.monotonic(), 0.0
-                checkpoints.maybe_save(step, state, stream, force=stop.asked > 0 or step == stage.steps)
-                if stop.asked and step < stage.steps:
-                    raise Interrupted(step, stop.asked)
+                asked = stop.asked or (signal.SIGTERM if hosts.asked_to_stop(step) else 0)
+                checkpoints.maybe_save(step, state, stream, loss, force=asked > 0 or step == stage.steps)
+                if asked and step < stage.steps:
+                    raise Interrupted(step, asked)
+        best = checkpoints.best if stage.keep_best else None
+        return state, checkpoints.restore(best, state) if best is not None else None
     finally:
         checkpoints.close()
         log.close()
-    return state

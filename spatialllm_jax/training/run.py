@@ -23,15 +23,17 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.clip_text import CLIP, init_clip
 from spatialllm_jax.models.config import ClipConfig, ModelConfig
+from spatialllm_jax.models.flops import StepFlops, step_flops
 from spatialllm_jax.models.linear import merge_lora
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
-from spatialllm_jax.parallel.mesh import make_mesh
+from spatialllm_jax.parallel import hosts
+from spatialllm_jax.parallel.mesh import make_mesh, replicated
 from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.features import stored_features
-from spatialllm_jax.training.loop import run_stage
+from spatialllm_jax.training.loop import Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
 from spatialllm_jax.training.objectives import Contrastive, NextToken, Objective, PatchWords
 from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
@@ -52,21 +54,27 @@ class Parts:
 
 
 def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: OpenWeights = store.open_weights,
-              show_progress: bool = True) -> dict[str, Any]:
+              watch: Watch | None = None) -> dict[str, Any]:
     """Trains all stages of a row that are not done yet; returns what `--json` prints.
 
     Args:
         config: as a file in `configs/` gives it, resolved to plain values.
         open_weights: (folder, path prefix) -> what a folder of `config["weights"]` holds; `convert.folders`'s reads
             transformers folders as well.
+        watch: progress and trackers.
         workdir: `config.json`, `tokenizer.json`, one folder per stage (checkpoints, metrics, `model/`), and
             `model` of the last stage.
     """
     workdir = Path(workdir)
+    watch = dataclasses.replace(watch or Watch(), run=workdir.name)
+    watch.trackers.check()
     stages = [stage_config(name, tree) for name, tree in config["stages"].items()]
     if not stages:
         raise UserError("config.stages is empty; name at least one stage")
-    tokenizer = prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
+    if hosts.is_first():
+        prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
+    hosts.wait("tokenizer")
+    tokenizer = tokenizers.load(workdir)
     model = model_config(config, tokenizer)
     mesh = make_mesh(**config.get("mesh", {}))
     folders = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
@@ -84,11 +92,12 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
             folder = workdir / stage.name
             if (folder / MODEL / CHAT).exists():  # the last file written
                 logging.info("stage %s is done", stage.name)
-                pool.update(store.load_params(folder / MODEL))
+                done = store.open_weights(folder / MODEL)
+                pool.update(done.load(shardings=flatten(param_shardings(unflatten(done.shapes), mesh))))
             else:
                 pool.update(_train_stage(stage, config, model, tokenizer, mesh, pool, weights, folder,
                                          jax.random.fold_in(jax.random.key(config["seed"]), index),
-                                         show_progress))
+                                         watch))
             lines = read_lines(folder / "metrics.jsonl")
             summary["stages"][stage.name] = lines[-1] if lines else {}
     summary["model"] = str(workdir / stages[-1].name / MODEL)
@@ -180,7 +189,7 @@ def _abstract(init: Callable[[jax.Array], Any]) -> Flat:
 
 def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
                  tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
-                 weights: dict[str, store.Weights], folder: Path, key: jax.Array, show_progress: bool,
+                 weights: dict[str, store.Weights], folder: Path, key: jax.Array, watch: Watch,
                  ) -> dict[str, jax.Array]:
     parts = _parts(stage, config, model, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
@@ -188,12 +197,15 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     params = initial.gather(parts.abstract, parts.init, init_key, shardings, before=pool, weights=weights)
     trainable, frozen = split(params, stage.trainable)
     stores = None
+    if stage.stored_features and jax.process_count() > 1:
+        raise UserError(f"stage {stage.name!r} stores features, which one process computes; set stored_features to "
+                        "False, or train it with a single process")
     if stage.stored_features:
         assert isinstance(parts.config, ModelConfig)
         stores = stored_features(
             parts.config, params, [(source.path, source.split) for source in stage.sources],
             image_size=stage.rows.image_size, resize=stage.rows.resize, folder=config["features"],
-            show_progress=show_progress)
+            show_progress=watch.progress)
         # The encoders' work is done: the step needs neither them nor their memory.
         frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
     tx = optimizer.build(stage.optimizer, stage.steps)
@@ -202,27 +214,51 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     objective = _objective(stage, parts.config)
     # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
     step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
-                      donate_argnums=0, out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None))
+                      donate_argnums=0,
+                      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)))
     text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
     patches = PatchMap(model.connector.grid // model.connector.merge, stage.rows.resize) \
         if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
                             patches=patches,
                             process_index=jax.process_index(), process_count=jax.process_count())
-    state = run_stage(stage, state, step_fn, iter(stream), mesh, folder, show_progress=show_progress)
+    last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
+                           flops=_flops(stage, parts.config, trainable))
     # The step owned (and was given) the arrays it ran on; only those it never saw are still `params`'.
-    final = {**params, **state.frozen, **state.trainable}
-    plain, result = parts.config, final
-    if stage.lora is not None:
-        result = flatten(merge_lora(unflatten(final), cast(ModelConfig, parts.config)))
-        plain = dataclasses.replace(parts.config, vision_lora=None)
-    store.save_model(folder / MODEL, plain, unflatten(result))
-    tokenizer.save(folder / MODEL)
-    (folder / MODEL / CHAT).write_text(json.dumps(
-        {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
-         "resize": stage.rows.resize}))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    result = _save(folder / MODEL, stage, parts.config, {**params, **last.frozen, **last.trainable}, tokenizer)
+    if best is not None:
+        _save(folder / f"{MODEL}-best", stage, parts.config, {**params, **last.frozen, **best.trainable}, tokenizer)
+    if hosts.is_first():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    hosts.wait(f"{stage.name} is saved")
     return result
+
+
+def _save(folder: Path, stage: StageConfig, config: ModelConfig | ClipConfig, params: dict[str, jax.Array],
+          tokenizer: tokenizers.Tokenizer) -> dict[str, jax.Array]:
+    """Writes a model folder with low-rank updates merged; returns what is in it."""
+    plain, result = config, params
+    if stage.lora is not None:
+        result = flatten(merge_lora(unflatten(params), cast(ModelConfig, config)))
+        plain = dataclasses.replace(config, vision_lora=None)
+    store.save_model(folder, plain, unflatten(result))
+    if hosts.is_first():
+        tokenizer.save(folder)
+        (folder / CHAT).write_text(json.dumps(
+            {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
+             "resize": stage.rows.resize}))
+    return result
+
+
+def _flops(stage: StageConfig, config: ModelConfig | ClipConfig, trainable: Flat) -> StepFlops | None:
+    """Operations of a next-token step; other objectives have no count."""
+    if isinstance(config, ClipConfig) or stage.objective != "next_token":
+        return None
+    def trains(top: str) -> bool:
+        return any(path.startswith(top) for path in trainable)
+
+    return step_flops(config, trains_llm=trains("llm/"), trains_connector=trains("connector/"),
+                      trains_vision=trains("vision/"), encodes=not stage.stored_features)
 
 
 def _objective(stage: StageConfig, config: ModelConfig | ClipConfig) -> Objective:
@@ -238,4 +274,6 @@ def _store_config(config: Mapping[str, Any], workdir: Path) -> None:
     file, text = workdir / "config.json", json.dumps(config, indent=1, sort_keys=False)
     if file.exists() and json.loads(file.read_text()) != json.loads(text):
         raise UserError(f"{workdir} holds a run of another config; choose another --workdir or delete it")
-    file.write_text(text)
+    hosts.wait("config is compared")
+    if hosts.is_first():
+        file.write_text(text)

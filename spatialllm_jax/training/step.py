@@ -103,6 +103,16 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
             state, step=state.step + 1, trainable=trainable, opt_state=opt_state,
                             skipped=state.skipped + (~good).astype(jnp.int32))
         return new, {"loss": loss * scale, "weight": weight, "grad_norm": grad_norm, "sources": metrics,
-                     "skipped": new.skipped}
+                     "skipped": new.skipped, "param_norm": optax.tree.norm(trainable), "counts": batch_counts(batch)}
 
     return step
+
+
+def batch_counts(batch: Batch) -> dict[str, jax.Array]:
+    """What a batch holds, over all processes: positions that are not padding, samples, real images, positions with
+    a loss, and (query, key) pairs that causal attention looks at (a token sees `positions` + 1 keys)."""
+    real = batch.segment_ids > 0
+    images = jnp.int32(0) if batch.image_mask is None else batch.image_mask.sum()
+    return {"positions": real.sum(), "samples": batch.segment_ids.max(-1).sum(), "images": images,
+            "supervised": (batch.loss_weights > 0).sum(),
+            "pairs": ((batch.positions + 1) * real).astype(jnp.float32).sum()}

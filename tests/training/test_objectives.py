@@ -171,13 +171,13 @@ def test_a_step_that_is_not_finite_changes_nothing(flat, batch, objective):
     assert int(metrics["skipped"]) == 1 and np.isfinite(float(metrics["loss"]))
 
 
-def test_clamp():
+def test_clamp(batch):
     def objective(params, batch, rng):
         return -params["logit_scale"] * 100, jnp.float32(1.0), {}
 
     tx = optax.sgd(1.0)
     state = init_state({"logit_scale": jnp.float32(4.0)}, {}, tx, jax.random.key(0))
-    state, _ = make_step(objective, tx, clamp={"logit_scale": (0.0, 4.6)})(state, None)
+    state, _ = make_step(objective, tx, clamp={"logit_scale": (0.0, 4.6)})(state, batch)
     assert float(state.trainable["logit_scale"]) == pytest.approx(4.6)
 
 

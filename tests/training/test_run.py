@@ -54,7 +54,7 @@ def one_device(monkeypatch):
 
 
 def train(tree, workdir):
-    return run.train_row(tree, workdir, show_progress=False)
+    return run.train_row(tree, workdir, watch=loop.Watch(progress=False))
 
 
 def losses(folder):
