@@ -33,6 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, save_every: int, keep_last: int = 2, keep_best: int = 0):
+        self._ranks = keep_best > 0
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
             policies.append(checkpoint_managers.BestN(
@@ -41,7 +42,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 Path(folder).absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    save_interval_steps=save_every, best_fn=_loss, best_mode="min",
+                    save_interval_steps=save_every, best_fn=_loss if keep_best else None, best_mode="min",
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)))
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}") from None
@@ -67,9 +68,10 @@ class Checkpoints:
             return False
         if self._manager.latest_step() == step:
             return False
-        return self._manager.save(
-            step, force=force, metrics=None if loss is None else {"loss": loss}, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_saved(state)), data=grain.checkpoint.CheckpointSave(iterator)))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(_saved(state)),
+                                   data=grain.checkpoint.CheckpointSave(iterator))
+        ranked = {"loss": loss} if self._ranks and loss is not None else None
+        return self._manager.save(step, force=force, metrics=ranked, args=items)
 
     def restore(self, step: int, state: TrainState, iterator: Any = None) -> TrainState:
         """The state at `step`, on the shardings of `state`; sets the iterator's position as well if there is one."""
