@@ -108,13 +108,13 @@ def _parse(
         if not isinstance(annotation, dict):
             ignored["annotation: not an object"] += 1
             continue
-        key, image = annotation.get("id"), annotation.get("image_id")
-        if isinstance(key, (dict, list)) or isinstance(image, (dict, list)):
+        number, image = annotation.get("id"), annotation.get("image_id")
+        if isinstance(number, (dict, list)) or isinstance(image, (dict, list)):
             ignored["annotation: malformed"] += 1
-        elif key is not None and key in seen:
+        elif number is not None and number in seen:
             ignored["annotation: id used twice"] += 1
         else:
-            seen.add(key)
+            seen.add(number)
             annotations[image].append(annotation)
     return data.get("info"), data["images"], annotations
 
@@ -155,12 +155,12 @@ def sub_dataset(image: Mapping[str, Any], info: Any) -> str:
     Omni3D's own files number the sub-datasets (`dataset_id`) and name them in `info` ("KITTI Train");
     files made by others may write the name itself, or have the infos of several files in a list.
     """
-    number = image.get("dataset_id")
+    number: Any = image.get("dataset_id")
     infos = [entry for entry in (info if isinstance(info, list) else [info]) if isinstance(entry, dict)]
     if len(infos) > 1:
         infos = [entry for entry in infos if str(number) in (str(entry.get("id")), str(entry.get("source")))]
     folders = str(image.get("file_path", "")).split("/")[:-1]
-    written = number if isinstance(number, str) and not number.isdigit() else ""
+    written: str = number if isinstance(number, str) and not number.isdigit() else ""
     given = [written, *(entry.get(key) for entry in infos for key in ("name", "source", "id")), *folders]
     for text in given:
         plain = re.sub(r"[^a-z0-9]", "", str(text).lower())
