@@ -7,7 +7,7 @@ A line has 17 fields: frame, id, type, truncated, occluded, alpha, 2D box (4), *
 of the box's **centre** in the camera frame (+x right, +y down, +z forward, metres), rotation_y as in KITTI.
 This order and the centre are what public converters of the dataset read; the camera (focal length 2015 px,
 principal point 960, 540) is the one that published loaders hard-code, and it reproduces the pixels of
-published lane annotations to their rounding. **Not verified** against the dataset itself: the scale of
+published lane annotations to within two pixels. **Not verified** against the dataset itself: the scale of
 `occluded` (whole numbers are read as KITTI's levels, decimals as the hidden share), the list of types,
 and that no further field follows. `camera.json` in the folder, {"K": 3x3}, replaces the camera.
 

@@ -224,11 +224,12 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(UserError, match=r"has no list \*_imagenet_train\.txt"):
         imagenet3d.load(tmp_path)
     root = folder(("car", "a", [changed(viewport=1e9)]))
-    with pytest.raises(UserError, match="no image with a usable object .*absurd focal"):
+    with pytest.raises(UserError, match=r"no image with a usable object .*absurd focal"):
         imagenet3d.load(root)
     listed = root / "lists" / "car_imagenet_train.txt"
     listed.write_text("a\nb\nc\n")
-    with pytest.raises(UserError, match=r"2 of 3 files of .*images that the lists name are missing, the first is .*b\.JPEG"):
+    missing = r"2 of 3 files of .*images that the lists name are missing, the first is .*b\.JPEG"
+    with pytest.raises(UserError, match=missing):
         imagenet3d.load(root)
     listed.write_text("../../secret\n")
     with pytest.raises(UserError, match=r"'\.\./\.\./secret' leaves the folder"):

@@ -11,7 +11,8 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.sources.restricted_pickle import MAX_BYTES, loads, read_npz
 
 VALUES = {
-    "float": np.float64(1.5), "small": np.uint16(300), "flag": np.bool_(True), "word": np.str_("hi"), "empty": np.str_(""),
+    "float": np.float64(1.5), "small": np.uint16(300), "flag": np.bool_(True), "word": np.str_("hi"),
+    "empty": np.str_(""),
     "box": np.array([1.0, 2, 3, 4]), "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)), "none": np.array([]),
     "strided": np.arange(6)[::2], "big": np.arange(3, dtype=">i4"), "text": np.array(["a", "bcd"]),
     "objects": np.array([{"a": np.array([1, 2])}, None, "x"], object), "bytes": b"\xff\x00", "no bytes": b"",
@@ -140,7 +141,7 @@ def test_damaged_files(tmp_path):
         read_npz(path, "poses")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("annotations.npy", b"\x93NUMPY\x09\x00 what")
-    with pytest.raises(UserError, match="array 'annotations' of .* is damaged"):
+    with pytest.raises(UserError, match=r"array 'annotations' of .* is damaged"):
         read_npz(path, "annotations")
 
 
