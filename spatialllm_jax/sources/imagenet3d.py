@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.scene.geometry import back_project, rotation_between, rotation_from_viewpoint
+from spatialllm_jax.scene.geometry import back_project, rotation_between, rotation_from_viewpoint, valid_box
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
 from spatialllm_jax.sources.fronts import common_name, has_front
 from spatialllm_jax.sources.loaded import (
@@ -198,10 +198,14 @@ def _object(entry: Mapping[str, Any], category: str, camera: Camera | None, limi
     rotation = rotation_from_viewpoint(azimuth, elevation, theta, ray)
     on_axis = rotation_between(ray, np.array([0.0, 0.0, 1.0])) @ rotation
     size = fit_size(on_axis, distance / focal * (full[2:] - full[:2]))
+    box = Box3D(ray * distance, size, rotation)
+    fault = valid_box(box)
+    if fault:
+        return f"box: {fault}"
     return Object3D(
         category,
         category,
-        Box3D(ray * distance, size, rotation),
+        box,
         bbox,
         has_front("imagenet3d", category),
         STATUS[str(entry["object_status"])],

@@ -97,6 +97,8 @@ def _parse(
         raise UserError(f"{path} does not exist; name an Omni3D JSON file with --input") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name the Omni3D JSON file in it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(f"{path} is not JSON ({error}); it may be cut short, fetch it again") from error
     for key in ("images", "annotations"):

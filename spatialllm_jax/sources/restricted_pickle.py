@@ -102,24 +102,32 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _plain(kind: type) -> Callable[..., Any]:
-    def build(*values: Any) -> Any:
-        if kind is bytes and values:  # bytes(n) would take any amount of memory
-            raise _Forbidden("bytes of a value")
-        return kind(*values)
+class _Call:
+    """What stands for an admitted function: can be called, but not given a state as pickles may ask for."""
 
-    return build
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+
+    def __call__(self, *values: Any) -> Any:
+        if self._run is bytes and values:  # bytes(n) would take any amount of memory
+            raise _Forbidden("bytes of a value")
+        return self._run(*values)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Forbidden("a change of what this reader admits")
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    **{(module, "_reconstruct"): _reconstruct for module in _MODULES},
-    **{(module, "scalar"): _scalar for module in _MODULES},
-    **{(module, "_frombuffer"): _array for module in _MODULES},  # protocol 5
+    **{(module, "_reconstruct"): _Call(_reconstruct) for module in _MODULES},
+    **{(module, "scalar"): _Call(_scalar) for module in _MODULES},
+    **{(module, "_frombuffer"): _Call(_array) for module in _MODULES},  # protocol 5
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _Call(_DType),
+    ("_codecs", "encode"): _Call(_encode),
     **{
-        (module, kind.__name__): _plain(kind)
+        (module, kind.__name__): _Call(kind)
         for module in ("builtins", "__builtin__")
         for kind in (set, frozenset, complex, bytes)
     },
@@ -195,13 +203,11 @@ def read_npz(path: Path, key: str) -> Any:
                 raise UserError(f"{path} has no array {key!r}; it is not an annotation file of ImageNet3D")
             with archive.open(member) as file:
                 content = file.read(MAX_BYTES + 1)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} is missing; fetch it") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npz file ({error}); fetch it again") from error
-    except Exception as error:  # zlib.error, and what else a damaged archive may raise
-        if isinstance(error, UserError):
-            raise
+    except Exception as error:  # a damaged archive may raise anything
         raise UserError(f"{path} is not a readable .npz file ({error}); fetch it again") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"array {key!r} of {path} unfolds to more than {MAX_BYTES} bytes; do not use this file")

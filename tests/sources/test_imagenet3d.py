@@ -173,6 +173,7 @@ def test_a_box_that_cannot_be_told_is_a_cube():
         ({"theta": "upright"}, "malformed"),
         ({"viewport": 0}, "viewport not positive"),
         ({"viewport": None}, "malformed"),
+        ({"viewport": float("inf")}, "box: size"),
     ],
 )
 def test_left_out_and_counted(folder, fields, reason):

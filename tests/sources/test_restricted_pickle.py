@@ -106,6 +106,8 @@ def global_call(module, name, *pushed):
         (b"nonsense", "no readable pickle"),
         (pickle.dumps(VALUES)[:-40], "no readable pickle"),
         (b"\x80\x02Pabc\n.", "asks for a persistent id"),
+        (b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00aK\x01sb.", "asks for a change of what this reader admits"),
+        (b"\x80\x02cnumpy\nndarray\n}X\x01\x00\x00\x00aK\x01sb.", "no readable pickle"),
     ],
 )
 def test_refused(content, words):
