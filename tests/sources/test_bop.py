@@ -68,6 +68,7 @@ def test_gravity(dataset):
     np.testing.assert_allclose(gravity(LOOKS_DOWN), [0, 0.8, 0.6], atol=1e-12)
     assert gravity(np.eye(3).ravel().tolist()) is None  # a world whose z is the camera's view
     assert gravity([1, 0, 0, 0, 0.6, 0.8, 0, -0.8, 0.6]) is None  # z points down in the picture
+    assert gravity([1, 0, 0, 0, 0.8, -0.6, 0, 0.6, 0.8]) is None  # z points away from the viewer
     assert gravity(LOOKS_DOWN, "ycbv") is None  # its world is the first camera
     assert gravity(LOOKS_DOWN, "ycbv", "train_pbr") is not None
 
