@@ -40,7 +40,7 @@ from spatialllm_jax.sources.loaded import (
     thresholds,
 )
 
-LICENCE = "Apollo Synthetic's own terms (research use; read them on Baidu Apollo's page)"
+LICENCE = "Apollo Synthetic's own terms (read them on Baidu Apollo's page)"
 
 LABELS, PICTURES = "Object_GroundTruth", "RGB"
 # Focal length and principal point of the published camera, for pictures of this size.

@@ -352,8 +352,9 @@ def test_projections_are_those_of_the_file():
     assert checked >= 60
 
 
-# Which side of a thing one sees. Made by hand from enlarged cut-outs of the photographs, without the boxes:
-# lamps, windscreens, number plates, faces, feet and the direction of a stride tell. For everything that has a
+# Which side of a thing one sees. Made by hand from enlarged cut-outs of the photographs, without the boxes drawn
+# (but not blind: the annotated angles had been printed before): lamps, windscreens, number plates, faces, feet and
+# the direction of a stride tell. For everything that has a
 # front and whose side can be told by eye; people behind barriers, and vehicles of which little shows, are left
 # out. Two words: the corner between them. (photograph, pixel of its middle, side)
 SEEN = [
