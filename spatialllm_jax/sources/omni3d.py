@@ -63,12 +63,16 @@ def read(path: str, split: str, ignored: Counter[str]) -> Iterator[Scene]:
         ignored: counts what is left out, by reason.
 
     Raises:
-        UserError: for a missing or malformed file, missing images (before the first scene), or no usable
-            object at all.
+        UserError: for a missing or malformed file, one of another split where "test" is asked for, missing images
+            (before the first scene), or no usable object at all.
     """
     file = Path(path)
     limits = thresholds(split)
     info, images, annotations = _parse(file, ignored)
+    stated = str(info.get("split", "")).strip().lower() if isinstance(info, dict) else ""
+    if split == "test" and stated in ("train", "val"):
+        raise UserError(f"{file} says that it is the split {stated!r}, but a test split is asked for; name the file of "
+                        "the test split")
     images = _sound_images(images, info, ignored)
     for orphan in annotations.keys() - {image["id"] for image in images}:
         ignored["annotation: no usable image"] += len(annotations.pop(orphan))

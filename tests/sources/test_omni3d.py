@@ -116,6 +116,18 @@ def test_bad_images_are_counted(write, image, reason):
         omni3d.load(write([ANNOTATION], **image))
 
 
+def test_a_test_split_is_not_made_of_training_files(write):
+    path = write([ANNOTATION])
+    for stated, split, fine in (("Train", "test", False), ("val", "test", False), ("Test", "test", True),
+                                ("test", "train", True), ("Train", "train", True)):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"name": "KITTI", "split": stated}}))
+        if fine:
+            assert len(omni3d.load(path, split).scenes) == 1
+        else:
+            with pytest.raises(UserError, match=r"a test split is asked for; name the file of the test split"):
+                omni3d.load(path, split)
+
+
 def test_bad_files(write, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         omni3d.load(tmp_path / "none.json")
