@@ -92,20 +92,66 @@ def truncation_of(box: Box3D, camera: Camera) -> float:
 
 
 def up_vector(scene: Scene) -> Float[np.ndarray, "3"]:
-    """Unit vector against gravity in the camera frame.
+    """Unit vector against gravity in the camera frame; see `vertical` for where it comes from."""
+    return vertical(scene)[0]
 
-    Falls back on the mean of the objects' own up axes, then on the camera's -y (DESIGN: horizontal is
-    orthogonal to gravity where gravity is known).
+
+def vertical(scene: Scene) -> tuple[Float[np.ndarray, "3"], bool]:
+    """(unit vector against gravity in the camera frame, whether anything in the scene says so).
+
+    Taken from gravity where it is known, else from the mean of the objects' own up axes where these are
+    upright and agree. Otherwise it is the camera's -y and the flag is False: a made-up vertical, from
+    which no answer may be derived.
     """
     if scene.camera.gravity is not None:
         up = -np.asarray(scene.camera.gravity, float)
-        return up / np.linalg.norm(up)
-    if scene.objects:
+        return up / np.linalg.norm(up), True
+    if scene.upright and scene.objects:
         mean = -np.mean([o.box.rotation[:, 1] for o in scene.objects], axis=0)
         length = np.linalg.norm(mean)
         if length > 0.5:
-            return mean / length
-    return np.array([0.0, -1.0, 0.0])
+            return mean / length, True
+    return np.array([0.0, -1.0, 0.0]), False
+
+
+def vote_up(
+    rotations: Float[np.ndarray, "n 3 3"], agree: float = 10.0, share: float = 0.6, tilt: float = 35.0
+) -> Float[np.ndarray, "3"] | None:
+    """Unit "up" that most boxes share, whichever of their axes it is; None without a consensus.
+
+    For boxes whose axes carry no meaning: furniture and walls are aligned with the vertical, so each box
+    votes with the axis (either way along it) that is nearest to the camera's up. The winner needs the
+    votes of at least three boxes and of `share` of them within `agree` degrees, and must be within
+    `tilt` degrees of the camera's up; beyond that a horizontal axis would be as near as the vertical.
+    """
+    if len(rotations) < 3:
+        return None
+    nearest = np.abs(rotations[:, 1, :]).argmax(axis=1)
+    votes = rotations[np.arange(len(rotations)), :, nearest]
+    votes = votes * -np.sign(votes[:, 1:2])  # the camera's up is -y
+    near = votes @ votes.T >= np.cos(np.radians(agree))
+    supporters = near[near.sum(axis=1).argmax()]
+    if supporters.sum() < max(3, share * len(votes)):
+        return None
+    up = votes[supporters].mean(axis=0)
+    up /= np.linalg.norm(up)
+    return up if -up[1] >= np.cos(np.radians(tilt)) else None
+
+
+def gravity_from_ground(
+    points: Float[np.ndarray, "n 3"], tilt: float = 0.1, roughness: float = 0.3
+) -> Float[np.ndarray, "3"]:
+    """Unit gravity in the frame of a camera that looks along a road, from points on the road.
+
+    The least-squares line y = height - z * slope, with a prior of slope 0 ± `tilt` and deviations of
+    the points of ± `roughness` metres: few or level points leave gravity at +y. Roll is taken as 0.
+    A sloping road passes for level, so objects on one road come out equally high.
+    """
+    if len(points) == 0:
+        return np.array([0.0, 1.0, 0.0])
+    offset = points - points.mean(axis=0)
+    slope = -(offset[:, 2] @ offset[:, 1]) / (offset[:, 2] @ offset[:, 2] + (roughness / tilt) ** 2)
+    return np.array([0.0, 1.0, slope]) / np.hypot(1.0, slope)
 
 
 def rotation_between(a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

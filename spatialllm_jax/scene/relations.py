@@ -2,7 +2,9 @@
 
 A predicate returns a `Verdict`, or None when the case is too close to call. All numbers it needs are
 computed once per scene (`SceneArrays`), so that asking is cheap. Ratios are taken against the larger
-of the two quantities. Gaps in metres are required of metric scenes only.
+of the two quantities. Gaps in metres are required of metric scenes only. Where objects share no scale
+(`Scene.shared_scale`), nothing is said that compares the positions of two of them; where no vertical is
+known (`geometry.vertical`), nothing about heights or about the sides of an object.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ class SceneArrays:
 
     Attributes:
         metric: whether lengths are metres.
+        shared_scale: whether positions of different objects may be compared.
+        vertical: whether the scene says where "up" is; otherwise heights and horizontal frames are
+            made up and nothing may be answered from them.
         has_front: semantic fronts that also have a direction in the horizontal plane.
         depth: z of the centres.
         distance: of the centres to the camera.
@@ -85,6 +90,8 @@ class SceneArrays:
     """
 
     metric: bool
+    shared_scale: bool
+    vertical: bool
     has_front: list[bool]
     depth: list[float]
     distance: list[float]
@@ -101,12 +108,12 @@ def scene_arrays(scene: Scene) -> SceneArrays:
     """Computes `SceneArrays` for a scene; about 0.1 ms."""
     n = len(scene.objects)
     if n == 0:
-        return SceneArrays(scene.metric, *([] for _ in range(10)))
+        return SceneArrays(scene.metric, scene.shared_scale, geometry.vertical(scene)[1], *([] for _ in range(10)))
     centers: Float[np.ndarray, "n 3"] = np.array([o.box.center for o in scene.objects], float)
     rotations: Float[np.ndarray, "n 3 3"] = np.array([o.box.rotation for o in scene.objects], float)
     sizes = np.array([o.box.size for o in scene.objects], float)
     semantic: Bool[np.ndarray, n] = np.array([o.has_front for o in scene.objects])
-    up = geometry.up_vector(scene)
+    up, known = geometry.vertical(scene)
     fronts = rotations[:, :, 0]
 
     # Horizontal frames: the front without its vertical part, and the left that goes with it.
@@ -124,7 +131,9 @@ def scene_arrays(scene: Scene) -> SceneArrays:
     above = direction @ up
     return SceneArrays(
         metric=scene.metric,
-        has_front=(semantic & (tilt > 0.5)).tolist(),
+        shared_scale=scene.shared_scale,
+        vertical=known,
+        has_front=(semantic & (tilt > 0.5) & known).tolist(),
         depth=centers[:, 2].tolist(),
         distance=length[:, n].tolist(),
         height=(centers @ up).tolist(),
@@ -164,6 +173,8 @@ def judge_side(bearing: float, elevation: float, margins: Margins) -> tuple[str,
 
 def closer_to_camera(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Verdict | None:
     """Which of two objects' centres is closer to the camera."""
+    if not arrays.shared_scale:
+        return None
     first, second = arrays.distance[a], arrays.distance[b]
     answer = judge_closer(first, second, arrays.metric, margins.camera_gap, margins.camera_ratio)
     if answer is None:
@@ -173,6 +184,8 @@ def closer_to_camera(arrays: SceneArrays, a: int, b: int, margins: Margins) -> V
 
 def closer_to_object(arrays: SceneArrays, anchor: int, a: int, b: int, margins: Margins) -> Verdict | None:
     """Which of two objects' centres is closer to the anchor's centre."""
+    if not arrays.shared_scale:
+        return None
     first, second = arrays.between[anchor][a], arrays.between[anchor][b]
     answer = judge_closer(first, second, arrays.metric, margins.object_gap, margins.object_ratio)
     if answer is None:
@@ -193,7 +206,7 @@ def facing_camera(arrays: SceneArrays, a: int, margins: Margins) -> Verdict | No
 
 def facing_object(arrays: SceneArrays, anchor: int, a: int, b: int, margins: Margins) -> Verdict | None:
     """Which of two objects the anchor's front points at."""
-    if not arrays.has_front[anchor]:
+    if not (arrays.shared_scale and arrays.has_front[anchor]):
         return None
     first, second = arrays.off_front[anchor][a], arrays.off_front[anchor][b]
     if min(first, second) > margins.facing_degrees or max(first, second) < margins.facing_other:
@@ -215,6 +228,8 @@ def same_direction(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Ver
 
 def higher(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Verdict | None:
     """Which of two objects' centres is higher."""
+    if not (arrays.shared_scale and arrays.vertical):
+        return None
     first, second = arrays.height[a], arrays.height[b]
     taller = max(arrays.extent[a], arrays.extent[b])
     gap = abs(first - second)
@@ -226,7 +241,7 @@ def higher(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Verdict | N
 
 def on_which_side(arrays: SceneArrays, anchor: int, target: int, margins: Margins) -> Verdict | None:
     """On which side (front, left, back, right) of the anchor the target is; never top or bottom."""
-    if not arrays.has_front[anchor]:
+    if not (arrays.shared_scale and arrays.has_front[anchor]):
         return None
     bearing, elevation = arrays.bearing[anchor][target], arrays.elevation[anchor][target]
     judged = judge_side(bearing, elevation, margins)

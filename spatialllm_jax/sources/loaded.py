@@ -1,10 +1,11 @@
-"""What the annotation sources share: their result, and checks of cameras and paths."""
+"""What the annotation sources share: how they are read, thresholds, and checks of cameras, paths and pictures."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ class LoadedScenes:
 
     scenes: tuple[Scene, ...]
     ignored: Mapping[str, int]
+
 
 # (path, split, ignored) -> scenes one by one; counts what it leaves out in `ignored`, by reason, as it goes,
 # and raises UserError for files that cannot be used, at the end too (no usable object at all).
@@ -51,14 +53,27 @@ class Thresholds:
     depth_error: float = 0.5
 
 
-THRESHOLDS = {"train": Thresholds(0.75, 0.25), "test": Thresholds(0.333, 0.333)}
+# Omni3D trains on its train and val files and judges on test alone.
+THRESHOLDS = {"train": Thresholds(0.75, 0.25), "val": Thresholds(0.75, 0.25), "test": Thresholds(0.333, 0.333)}
 
 
 def thresholds(split: str) -> Thresholds:
-    """The limits of a split. Raises UserError for a split other than "train" and "test"."""
+    """The limits of a split. Raises UserError for a split other than train, val and test."""
     if split not in THRESHOLDS:
-        raise UserError(f"split {split!r} of the annotations is unknown; choose train or test")
+        raise UserError(f"split {split!r} of the annotations is unknown; choose train, val or test")
     return THRESHOLDS[split]
+
+
+def some_scenes(scenes: Iterable[Scene], path: str | Path, ignored: Mapping[str, int]) -> Iterator[Scene]:
+    """The same scenes; raises UserError at the end when there was none, with the commonest reasons."""
+    found = False
+    for scene in scenes:
+        found = True
+        yield scene
+    if not found:
+        common = Counter(ignored).most_common(3)
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in common) or "it holds no annotation"
+        raise UserError(f"{path} has no image with a usable object ({reasons}); use another file or folder")
 
 
 def camera_fault(intrinsics: Float[np.ndarray, "3 3"], width: int, height: int) -> str | None:
@@ -76,8 +91,23 @@ def camera_fault(intrinsics: Float[np.ndarray, "3 3"], width: int, height: int) 
 
 
 def inside(root: Path, name: str) -> Path:
-    """`root / name`, which must stay inside `root`. Raises UserError otherwise."""
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
+    """`root / name`, which must stay inside `root`. Raises UserError otherwise.
+
+    Symbolic links are followed: Omni3D's own instructions link its images into place.
+    """
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
         raise UserError(f"image path {name!r} leaves the folder {root}; paths in annotations must stay inside")
-    return path
+    return root / name
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) from a picture's header. Raises UserError when it is missing or not a picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except FileNotFoundError:
+        raise UserError(f"image {path} is missing; fetch it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} is not a picture ({error}); fetch it again") from error

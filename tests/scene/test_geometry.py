@@ -1,5 +1,7 @@
 """Projection, viewpoints and boxes against closed forms and scipy."""
 
+import dataclasses
+
 import hypothesis
 import numpy as np
 import pytest
@@ -142,6 +144,52 @@ def test_up_vector():
     np.testing.assert_allclose(geometry.up_vector(known), [0, -1, 0])
     np.testing.assert_allclose(geometry.up_vector(unknown), -tilted[:, 1], atol=1e-12)
     np.testing.assert_allclose(geometry.up_vector(empty), [0, -1, 0])
+    lying = dataclasses.replace(unknown, upright=False)
+    np.testing.assert_allclose(geometry.up_vector(lying), [0, -1, 0])
+    assert [geometry.vertical(s)[1] for s in (known, unknown, empty, lying)] == [True, True, False, False]
+
+
+def named_at_random(pitch, count, seed):
+    """Rotations of boxes on a floor seen by a camera pitched by that many degrees; their axes in any order."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        turn = Rotation.from_euler("y", rng.uniform(0, 360), degrees=True)
+        naming = Rotation.create_group("O")[rng.integers(24)]
+        yield (Rotation.from_euler("x", pitch, degrees=True) * turn * naming).as_matrix()
+
+
+@pytest.mark.parametrize("pitch", [0, 15, -30, 34])
+def test_vote_up_finds_the_shared_axis(pitch):
+    expected = Rotation.from_euler("x", pitch, degrees=True).apply([0, -1, 0])
+    for seed in range(20):
+        rotations = np.array(list(named_at_random(pitch, 5, seed)))
+        np.testing.assert_allclose(geometry.vote_up(rotations), expected, atol=1e-9)
+
+
+def test_vote_up_bears_with_some_outliers_and_no_more():
+    standing = list(named_at_random(10, 6, 0))
+    thrown = [Rotation.from_euler("zx", [45, 30 + 5 * k], degrees=True).as_matrix() for k in range(6)]
+    expected = Rotation.from_euler("x", 10, degrees=True).apply([0, -1, 0])
+    np.testing.assert_allclose(geometry.vote_up(np.array(standing + thrown[:4])), expected, atol=1e-9)
+    assert geometry.vote_up(np.array(standing[:3] + thrown[:3])) is None
+    assert geometry.vote_up(np.array(standing[:2])) is None  # two boxes are no consensus
+    assert geometry.vote_up(np.zeros((0, 3, 3))) is None
+
+
+def test_vote_up_does_not_take_a_wall_for_the_ceiling():
+    """Looking steeply down, the axis nearest to the camera's up is a horizontal one: better no answer."""
+    aligned = np.array([Rotation.from_euler("x", 50, degrees=True).as_matrix()] * 5)
+    assert geometry.vote_up(aligned) is None
+
+
+@pytest.mark.parametrize("pitch", [-3, 0, 5])
+def test_gravity_from_ground(pitch):
+    """Points on a level road before a pitched camera, on both sides and 5 to 50 m away."""
+    rng = np.random.default_rng(0)
+    road = np.stack([rng.uniform(-8, 8, 8), np.full(8, 1.5), rng.uniform(5, 50, 8)], axis=1)
+    tilt = Rotation.from_euler("x", pitch, degrees=True)
+    found = geometry.gravity_from_ground(tilt.apply(road))
+    assert np.degrees(np.arccos(np.clip(found @ tilt.apply([0, 1, 0]), -1, 1))) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -174,5 +222,9 @@ def test_scene_json_round_trip():
     assert back.objects[0].phrase == "red car" and back.objects[0].attributes == {"colour": "red"}
     np.testing.assert_allclose(back.objects[0].box.rotation, box.rotation, atol=1e-5)
     assert back.objects[0].visibility == 0.5 and back.objects[0].truncation == 0.25
+    assert (back.shared_scale, back.upright) == (True, True)
+    bare = dataclasses.replace(scene, shared_scale=False, upright=False, camera=Camera(9, 8, K))
+    back = scene_from_json(scene_to_json(bare))
+    assert (back.shared_scale, back.upright, back.camera.gravity) == (False, False, None)
     with pytest.raises(UserError, match="scene JSON"):
         scene_from_json('{"image_id": "k"}')

@@ -23,9 +23,10 @@ def item(x, y, z, front=TOWARDS, has_front=True, size=(1.0, 1.0, 1.0)):
     return Object3D("thing", "thing", box, np.array([0, 0, 50, 50.0]), has_front)
 
 
-def scene(*objects, metric=True, gravity=(0, 1.0, 0)):
-    camera = Camera(100, 100, np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), np.array(gravity))
-    return scene_arrays(Scene(SceneImage("s"), camera, objects, metric, "test"))
+def scene(*objects, metric=True, gravity=(0, 1.0, 0), **flags):
+    down = None if gravity is None else np.array(gravity)
+    camera = Camera(100, 100, np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]]), down)
+    return scene_arrays(Scene(SceneImage("s"), camera, objects, metric, "test", **flags))
 
 
 def answer(verdict):
@@ -231,3 +232,76 @@ def test_scaling_the_world_keeps_orders(seed, factor):
     for key, verdict in verdicts(before, 4).items():
         if verdict is not None and not near_a_margin(before, key):
             assert after[key] is not None and after[key].answer == verdict.answer
+
+
+# Types that are about objects alone, wherever the camera stands.
+OWN = ("closer_to_object", "facing_object", "same_direction", "higher", "on_which_side")
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.integers(0, 10_000), st.booleans())
+def test_moving_the_camera_keeps_what_is_about_objects(seed, known):
+    """Any turn and shift of the camera, with gravity known or taken from upright objects."""
+    rng = np.random.default_rng(seed)
+    objects, turn, shift = random_objects(seed), Rotation.random(random_state=seed).as_matrix(), rng.normal(size=3) * 5
+    elsewhere = [
+        dataclasses.replace(o, box=dataclasses.replace(o.box, center=o.box.center + shift))
+        for o in moved(objects, turn)
+    ]
+    before = scene(*objects, gravity=(0, 1.0, 0) if known else None)
+    after = verdicts(scene(*elsewhere, gravity=turn @ [0, 1.0, 0] if known else None), 4)
+    asked = {key: verdict for key, verdict in verdicts(before, 4).items() if key[0] in OWN}
+    for key, verdict in asked.items():
+        if not near_a_margin(before, key):
+            assert answer(after[key]) == answer(verdict)
+    assert any(verdict is not None for verdict in asked.values())
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(st.integers(0, 10_000))
+def test_objects_without_a_shared_scale_are_not_compared(seed):
+    """What is about one object, or about two directions, stays; the rest is never answered."""
+    objects = random_objects(seed)
+    apart = verdicts(scene(*objects, shared_scale=False), 4)
+    for key, verdict in verdicts(scene(*objects), 4).items():
+        if key[0] in ("facing_camera", "same_direction"):
+            assert apart[key] == verdict
+        else:
+            assert apart[key] is None
+
+
+def test_each_type_is_silenced_by_the_missing_scale():
+    """On a scene where every type has an answer, so that silence comes from the flag alone."""
+    objects = item(0, 0, 5, RIGHT), item(3, 0, 5, RIGHT), item(-3, -2, 9)
+    calls = {
+        "closer_to_camera": (0, 2), "closer_to_object": (0, 1, 2), "facing_camera": (0,), "facing_object": (0, 1, 2),
+        "same_direction": (0, 1), "higher": (0, 2), "on_which_side": (0, 1),
+    }  # fmt: skip
+    for shared, upright, gravity, silent in (
+        (True, True, UP, ()),
+        (True, True, None, ()),
+        (True, False, (0, 1.0, 0), ()),
+        (False, True, None, ("closer_to_camera", "closer_to_object", "facing_object", "higher", "on_which_side")),
+        (True, False, None, ("facing_camera", "facing_object", "same_direction", "higher", "on_which_side")),
+        (False, False, None, tuple(calls)),
+    ):
+        built = scene(*objects, shared_scale=shared, upright=upright, gravity=gravity)
+        found = {kind for kind, indices in calls.items() if getattr(relations, kind)(built, *indices, M) is None}
+        assert found == set(silent)
+        assert (built.shared_scale, built.vertical) == (shared, upright or gravity is not None)
+
+
+def test_objects_that_disagree_on_up_tell_no_vertical():
+    """Upright or not: three boxes lying on different sides leave no mean to trust."""
+    boxes = [np.eye(3), np.diag([1.0, -1, -1]), np.array([[0, 1.0, 0], [-1, 0, 0], [0, 0, 1]])]
+    lying = [
+        dataclasses.replace(item(2.0 * k, 0, 6), box=Box3D(np.array([2.0 * k, 0, 6]), np.ones(3), rotation))
+        for k, rotation in enumerate(boxes)
+    ]
+    built = scene(*lying, gravity=None)
+    assert not built.vertical and not any(built.has_front)
+
+
+def test_empty_scenes_keep_their_flags():
+    assert scene(shared_scale=False).shared_scale is False and scene().vertical
+    assert not scene(gravity=None).vertical

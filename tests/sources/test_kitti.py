@@ -1,6 +1,7 @@
 """KITTI's text format: frames, P2's shift, headings, what is left out."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ def test_frames(folder):
         (CAR.replace("20.00", "-20.00"), "behind the camera", "car"),
         (CAR.replace("1.50", "nan"), "box: nan", "car"),
         (CAR.replace("1.50", "0.0"), "box: size", "car"),
+        (CAR[:-4] + "inf", "box: nan", "car"),
+        (CAR.replace("Car 0.00", "Car nan"), "box: nan", "car"),
+        (CAR.replace("Car 0.00 0", "Van 0.00 inf"), "malformed", "*"),
+        (CAR.replace("400 150 500 220", "1400 150 1500 220"), "2D box outside the image", "car"),
+        (CAR.replace("150 500 220", "-400 500 220"), "too tall for the image", "car"),
         (CAR.replace("Car", "Misc"), "class without a name", "misc"),
         ("Car 0.00 0 1.85 400", "malformed", "*"),
         ("Car 0.00 zero 1.85 400 1 1 1 1 1 1 1 1 1 1", "malformed", "*"),
@@ -76,7 +82,7 @@ def test_test_thresholds_are_stricter(folder):
 def test_bad_folders(folder, tmp_path):
     with pytest.raises(UserError, match="no folder label_2"):
         kitti.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no label file with a usable object"):
+    with pytest.raises(UserError, match=r"label_2 has no image with a usable object \(object: not cared about: 1"):
         kitti.load(folder("DontCare -1 -1 -10 5 5 9 9 -1 -1 -1 -1 -1 -1 -10"))
     root = folder(CAR)
     calibration = root / "training/calib/000000.txt"
@@ -94,8 +100,29 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(UserError, match="not a picture"):
         kitti.load(root)
     (root / "training/image_2/000000.png").unlink()
-    with pytest.raises(UserError, match="is missing"):
+    with pytest.raises(UserError, match=r"image .*000000\.png of .*000000\.txt is missing; fetch it"):
         kitti.load(root)
+    Image.new("RGB", (1242, 375)).save(root / "training/image_2/000000.png")
+    calibration.write_text("P2: 0.7 0 600 70 0 700 180 -7 0 0 1 0.01\n")
+    with pytest.raises(UserError, match=r"calib/000000\.txt is unusable \(camera: absurd focal length\)"):
+        kitti.load(root)
+    calibration.write_text("P2: 700 0 600 70 0 700 180 -7 0 0 1 0.01\n")
+    (root / "training/label_2/000000.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"label_2/000000\.txt cannot be read as text"):
+        kitti.load(root)
+    with pytest.raises(UserError, match="split 'dev' of the annotations is unknown; choose train, val or test"):
+        kitti.load(root, "dev")
+
+
+def test_scenes_come_one_by_one(folder):
+    """The first scene is there before the second file is looked at."""
+    root = folder(CAR)
+    (root / "training/label_2/000001.txt").write_text(CAR)
+    ignored: Counter[str] = Counter()
+    scenes = kitti.read(str(root), "train", ignored)
+    assert next(scenes).image.id == "kitti-000000"
+    with pytest.raises(UserError, match=r"000001\.png of .* is missing"):
+        next(scenes)
 
 
 @needs_kitti
