@@ -33,6 +33,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where nothing tells: process 0 ...")
     parser.add_argument("--processes", type=int, default=0, help="... how many there are ...")
     parser.add_argument("--process-id", type=int, default=-1, help="... and which this is")
+    parser.add_argument("--local-devices", type=int, default=0,
+                        help="devices this process drives, where the cluster would give it one (SLURM, Open MPI)")
     plain, overrides = configs.split_arguments(argv)
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     from spatialllm_jax.training.metrics import Trackers
     from spatialllm_jax.training.run import train_row
 
-    hosts.start(args.coordinator, args.processes, args.process_id, args.distributed)
+    hosts.start(args.coordinator, args.processes, args.process_id, args.distributed, args.local_devices)
     logging.info("%s", hosts.described())
     started = time.monotonic()
     summary = train_row(config.to_dict(), workdir, open_weights=open_weights,

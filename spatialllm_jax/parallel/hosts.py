@@ -13,13 +13,16 @@ from jax.experimental import multihost_utils
 from spatialllm_jax.errors import UserError
 
 
-def start(coordinator: str = "", processes: int = 0, process_id: int = -1, auto: bool = False) -> None:
+def start(coordinator: str = "", processes: int = 0, process_id: int = -1, auto: bool = False,
+          local_devices: int = 0) -> None:
     """Joins the other processes; before anything else touches JAX.
 
     Args:
         coordinator: HOST:PORT of process 0; the environment decides when it is empty.
         processes, process_id: how many there are, and which this is.
         auto: let JAX find all of it (TPU slices, SLURM, Open MPI, Kubernetes).
+        local_devices: how many devices of its node this process drives; 0 leaves it to JAX, which under SLURM and
+            Open MPI takes one per process.
 
     Raises:
         UserError: for an incomplete description, or when the others cannot be reached.
@@ -29,10 +32,11 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, auto:
     if coordinator and (processes < 1 or not 0 <= process_id < processes):
         raise UserError(f"--coordinator {coordinator} also needs --processes N and --process-id from 0 to N - 1")
     try:
+        mine = list(range(local_devices)) if local_devices else None
         if coordinator:
-            jax.distributed.initialize(coordinator, processes, process_id)
+            jax.distributed.initialize(coordinator, processes, process_id, local_device_ids=mine)
         else:
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=mine)
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"the processes of this run could not be joined ({first}); check --coordinator, or leave out "

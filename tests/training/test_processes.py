@@ -1,6 +1,5 @@
 """Runs as real processes: two that train together, one that is killed, one that is told to stop."""
 
-import json
 import os
 import shutil
 import signal
@@ -14,31 +13,9 @@ import numpy as np
 import pytest
 
 from spatialllm_jax.models import store
+from tests.training.nano import CONFIG, lines, losses, tree
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = '''
-from ml_collections import ConfigDict
-
-
-def get_config(arg=""):
-    config = ConfigDict({config!r})
-    return config
-'''
-
-
-def tree(data, workdir, **stage):
-    rows = {"batch_size": 8, "length": 48, "images": 1, "image_size": 16, "packing": False, "resize": "stretch"}
-    stage = {"objective": "next_token", "rows": rows, "template": "compact", "log_every": 1, "save_every": 3,
-             "optimizer": {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0.0}, "steps": 8,
-             "trainable": "connector|llm", "sources": {"hand": {
-                 "path": data, "types": {"colour": 1.0, "closer_to_camera": 1.0}, "form": "branches", "questions": 2}},
-             **stage}
-    return {"row": "nano", "size": "nano", "seed": 0,
-            "model": {"preset": "nano", "text_tower": "nano", "fit_vocabulary": True, "dtype": "float32"},
-            "weights": {}, "tokenizer": "", "features": "", "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "stages": {"tune": stage}}
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """The same programs are compiled in several runs; only the first time costs."""
@@ -65,14 +42,6 @@ def finish(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
     return out
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "tune" / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder):
-    return [line["loss"] for line in lines(folder)]
 
 
 def free_port():
