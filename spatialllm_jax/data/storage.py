@@ -254,6 +254,9 @@ class RecordSource:
     def __post_init__(self) -> None:
         self._ends = list(itertools.accumulate(self.lengths))
         self._readers: dict[int, Any] = {}
+        # Imported here, in one thread: Grain reads in several, and TFDS's modules, which import each other lazily,
+        # lock up when two threads import them first.
+        self._parse, self._open = _example_pb2().Example.FromString, _reader_class()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -263,8 +266,7 @@ class RecordSource:
 
     def image_ids(self) -> list[str]:
         """All ids in order, without decoding the rest."""
-        parse = _example_pb2().Example.FromString
-        return [parse(self._read(index)).features.feature["image_id"].bytes_list.value[0].decode()
+        return [self._parse(self._read(index)).features.feature["image_id"].bytes_list.value[0].decode()
                 for index in range(len(self))]
 
     def _read(self, index: int) -> bytes:
@@ -291,10 +293,8 @@ class RecordSource:
 
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:
-            from array_record.python.array_record_module import ArrayRecordReader
-
             path = self.paths[shard]
-            reader = ArrayRecordReader(path, "readahead_buffer_size:0")
+            reader = self._open(path, "readahead_buffer_size:0")
             if reader.num_records() != self.lengths[shard]:
                 raise UserError(
                     f"{path} holds {reader.num_records()} records, its dataset_info.json says "
@@ -354,3 +354,9 @@ def _example_pb2() -> Any:
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
     return tf_example_generated_pb2
+
+
+def _reader_class() -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader

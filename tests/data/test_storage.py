@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,3 +122,21 @@ def test_bad_folders(dataset, tmp_path):
     (dataset / "dataset_info.json").write_text("{")
     with pytest.raises(UserError, match="is broken"):
         storage.open_split(dataset, "train")
+
+
+READ_FIRST_IN_THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from spatialllm_jax.data.storage import open_split
+source = open_split(sys.argv[1], sys.argv[2])
+# All that a read needs is imported by now, in one thread: two threads importing TFDS at once lock up.
+before = set(sys.modules)
+with ThreadPoolExecutor(4) as pool:
+    assert len(list(pool.map(source.__getitem__, range(len(source))))) == len(source)
+late = sorted(name for name in set(sys.modules) - before if name.startswith(("tensorflow_datasets", "array_record")))
+assert not late, late
+"""
+
+
+def test_threads_import_nothing(tiny_dataset):
+    subprocess.run([sys.executable, "-c", READ_FIRST_IN_THREADS, tiny_dataset, "train"], check=True, timeout=120)
