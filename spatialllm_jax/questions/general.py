@@ -56,7 +56,7 @@ def what(view: View, quota: int) -> list[Case]:
         subject = subjects[int(view.rng.integers(len(subjects)))]
         options = tuple(config.categories)
         right = options.index(category) if category in options else None
-        pointed = (i,) if config.region_style != "name" else ()
+        pointed = () if subject else (i,)
         cases.append(Case("what", pointed, category, options if right is not None else (), right, category,
                           subject=subject, noun="object"))  # fmt: skip
     return cases

@@ -44,7 +44,7 @@ def renumber(questions: Iterable[Question], families: Collection[str]) -> tuple[
         family = family_of(question)
         if family in families and question.region_style == "mark":
             known = counted.setdefault(family, {})
-            for label in _NUMBER.findall(question.text):
+            for label in (*_NUMBER.findall(question.text), *(r.label for r in question.regions)):
                 known.setdefault(label, str(len(known)))
             question = _relabelled(question, known)
         result.append(question)
