@@ -28,7 +28,8 @@ def check(question, picture):
     truth = picture.answer(question)
     if question.form == "yes_no":
         claim = claimed(question)
-        assert claim == question.claim and question.answer.lower().startswith("yes" if claim == truth else "no"), question
+        assert claim == question.claim, question
+        assert question.answer.lower().startswith("yes" if claim == truth else "no"), question
     else:
         assert stated_answer(question) == truth, question
     return truth

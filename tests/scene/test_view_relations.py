@@ -21,8 +21,8 @@ def scene(*places, sizes=None, gravity=DOWN, **kwargs):
     return Scene(SceneImage("s"), Camera(224, 224, K, gravity), objects, kwargs.pop("metric", True), "t", **kwargs)
 
 
-def ask(judge, *args, margins=ViewMargins(), **kwargs):
-    verdict = judge(view_arrays(scene(*args, **kwargs)), 0, 1, margins)
+def ask(judge, *args, **kwargs):
+    verdict = judge(view_arrays(scene(*args, **kwargs)), 0, 1, ViewMargins())
     return None if verdict is None else verdict.answer
 
 
