@@ -77,9 +77,11 @@ class Tally:
         self.sources[question.source] += 1
         self.forms[question.form] += 1
         if question.answer_index is not None:
-            self._answers[f"answers: {kind}"][answer_key(question)] += 1
+            key = answer_key(question)
+            if question.form != "choice" or key != question.answer:  # a letter among numbers is no answer to count
+                self._answers[f"answers: {kind}"][key] += 1
             if question.form == "yes_no":
-                self._answers[f"claims: {kind}"]["yes" if question.claim == answer_key(question) else "no"] += 1
+                self._answers[f"claims: {kind}"]["yes" if question.claim == key else "no"] += 1
             elif question.form == "choice":
                 self._answers[f"letters: {kind}"][question.answer] += 1
         for name, value in question.quantities.items():

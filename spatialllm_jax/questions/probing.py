@@ -92,20 +92,21 @@ def location(view: View, quota: int) -> list[Case]:
     cases = []
     for i in view.singles():
         x, y, z = view.scene.objects[i].box.center.tolist()
-        parts = [_offset(view, x, "to the right", "to the left"), _offset(view, y, "down", "up")]
-        text = listing([*(part for part in parts if part), f"{_length(view, z)} ahead"])
+        far = max(abs(x), abs(y), abs(z))
+        parts = [_offset(view, x, "to the right", "to the left", far), _offset(view, y, "down", "up", far)]
+        text = listing([*(part for part in parts if part), f"{_length(view, z, far)} ahead"])
         cases.append(Case("location", (i,), "", text=text, quantities={"x": x, "y": y, "z": z}))
     return cases
 
 
-def _length(view: View, value: float) -> str:
-    return metres(value, view.config.distance_step if view.config.register == "short" else 0.0)
+def _length(view: View, value: float, like: float | None = None) -> str:
+    return metres(value, view.config.distance_step if view.config.register == "short" else 0.0, like)
 
 
-def _offset(view: View, value: float, positive: str, negative: str) -> str:
-    """ "3.2 meters to the left"; "" for what a full sentence would round to nothing."""
-    length = _length(view, abs(value))
-    if view.config.register == "full" and length.startswith("0 "):
+def _offset(view: View, value: float, positive: str, negative: str, like: float) -> str:
+    """ "3.2 meters to the left", as precise as the largest coordinate; "" for what a full sentence rounds to 0."""
+    length = _length(view, abs(value), like)
+    if view.config.register == "full" and float(length.split()[0]) == 0:
         return ""
     return f"{length} {positive if value > 0 else negative}"
 

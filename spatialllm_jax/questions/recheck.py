@@ -7,6 +7,7 @@ are recomputed as well.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -23,6 +24,10 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _TOLERANCE = {"depth": 0.5, "distance": 0.5, "azimuth": 23.0, "elevation": 8.0, "theta": 8.0}
 _AXES = {"x": r"to the (?P<plus>right)|to the (?P<minus>left)", "y": r"(?P<plus>down)|(?P<minus>up)",
          "z": r"(?P<plus>ahead)|(?P<minus>behind)"}
+
+# A scene's questions come one after the other.
+_arrays = functools.lru_cache(maxsize=1)(relations.scene_arrays)
+_seen = functools.lru_cache(maxsize=1)(view_relations.view_arrays)
 
 
 def recheck(question: Question, scene: Scene | None = None) -> str | None:
@@ -138,7 +143,7 @@ def _recheck_scene(question: Question, scene: Scene) -> str | None:
 
 def scene_quantities(kind: str, indices: list[int], scene: Scene) -> dict[str, float]:
     """The quantities of a spatial, view or probing question about these objects, from the boxes."""
-    arrays = relations.scene_arrays(scene)
+    arrays = _arrays(scene)
     if kind in ("closer_to_camera", "depth"):
         names = ("distance_first", "distance_second") if kind == "closer_to_camera" else ("distance",)
         return {name: arrays.distance[i] for name, i in zip(names, indices, strict=True)}
@@ -159,7 +164,7 @@ def scene_quantities(kind: str, indices: list[int], scene: Scene) -> dict[str, f
         a, b = indices
         return {"bearing": arrays.bearing[a][b], "elevation": arrays.elevation[a][b]}
     if kind.startswith("view_"):
-        seen = view_relations.view_arrays(scene)
+        seen = _seen(scene)
         axis, numbers = {"view_left_right": ("right", seen.right), "view_above_below": ("up", seen.up),
                          "view_front_behind": ("forward", seen.forward)}[kind]  # fmt: skip
         return {f"{axis}_{name}": numbers[i] for name, i in zip(("first", "second"), indices, strict=True)}

@@ -111,10 +111,18 @@ def listing(items: list[str]) -> str:
     return ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def metres(value: float, step: float = 0.0) -> str:
-    """A length as people say it: centimetres below 1 m, 0.1 m below 10 m, 1 m above; or in `step`s."""
+def metres(value: float, step: float = 0.0, like: float | None = None) -> str:
+    """A length as people say it: centimeters below 1 m, 0.1 m below 10 m, 1 m above; or in `step`s.
+
+    With `like`, as precisely as a length of that size is said.
+    """
     if step > 0:
         return f"{round(value / step) * step:g} m"
-    if value < 0.995:
-        return f"{round(value * 100):d} centimeters"
-    return f"{value:.1f} meters" if value < 9.95 else f"{value:.0f} meters"
+    size = value if like is None else like
+    if size < 0.995:
+        return _with_unit(f"{value * 100:.0f}", "centimeter")
+    return _with_unit(f"{value:.1f}" if size < 9.95 else f"{value:.0f}", "meter")
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return f"{number} {unit}" if number == "1" else f"{number} {unit}s"

@@ -333,6 +333,18 @@ def test_probing_precision():
     assert wording.metres(3.14159) == "3.1 meters"
     assert wording.metres(41.6) == "42 meters"
     assert wording.metres(3.3, 0.5) == "3.5 m"
+    assert wording.metres(0.56, like=69.0) == "1 meter" and wording.metres(0.56, like=3.0) == "0.6 meters"
+
+
+def test_a_location_is_as_precise_as_its_largest_coordinate(random_scene):
+    scene = random_scene(0)
+    placed = tuple(dataclasses.replace(o, box=dataclasses.replace(o.box, center=np.array(center)))
+                   for o, center in zip(scene.objects, [(0.53, 0.06, 69.0), (-0.53, -0.26, 4.0)], strict=False))
+    asked = ask(dataclasses.replace(scene, objects=placed), config(("location",), region_style="name", paraphrases=1))
+    assert {q.answer.split(" is ")[1] for q in asked} == {
+        "1 meter to the right and 69 meters ahead.",
+        "0.5 meters to the left, 0.3 meters up and 4.0 meters ahead.",
+    }
 
 
 @pytest.mark.parametrize(
