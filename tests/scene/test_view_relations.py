@@ -89,7 +89,9 @@ def test_what_a_scene_does_not_allow():
     tilted = np.array([np.sin(np.radians(35)), np.cos(np.radians(35)), 0])
     assert ask(left_right, (-1, 0, 5), (1, 0, 5), gravity=tilted) is None  # the camera is on its side
     steep = np.array([0, np.cos(np.radians(70)), np.sin(np.radians(70))])
-    assert ask(front_behind, (0, 1, 5), (0, -1, 5), gravity=steep) is None  # seen from above
+    assert ask(front_behind, (0, 1, 4.5), (0, -1, 5.2), gravity=steep) is None  # seen from above
+    less = np.array([0, np.cos(np.radians(50)), np.sin(np.radians(50))])
+    assert ask(front_behind, (0, 1, 4.5), (0, -1, 5.2), gravity=less) == "front"
 
 
 def test_margins_are_fields():
