@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw import Corners, Picture
+from corners import Corners, Picture
 
 from spatialllm_jax.questions import wording
 from spatialllm_jax.questions.build import generate_questions, question_rng
