@@ -130,6 +130,11 @@ def _recheck_scene(question: Question, scene: Scene) -> str | None:
         if not gaps or min(gaps) > 1e-3:
             return f"region {region.label} is no object of the scene"
         indices.append(int(np.argmin(gaps)))
+    if question.type in ("what", "colour"):
+        o = scene.objects[indices[0]]
+        truth = o.category if question.type == "what" else o.attributes.get("colour", "")
+        if not re.search(rf"\b{re.escape(truth)}\b", reading.full_answer(question), re.IGNORECASE):
+            return f"the text says {reading.full_answer(question)!r}, the scene says {truth!r}"
     expected = scene_quantities(question.type, indices, scene)
     for name, value in expected.items():
         if name not in question.quantities:

@@ -200,6 +200,20 @@ def test_recheck_finds_swapped_objects_and_lines(random_scene):
             assert recheck(wrong)
 
 
+def test_recheck_finds_wrong_names_and_colours(random_scene):
+    names = {"categories": ("car", "dog", "bed", "chair", "lamp"), "colours": ("red", "blue", "white", "pink")}
+    count = 0
+    for form in ("which", "choice"):
+        for question, scene in every_question(random_scene, ("what", "colour"), form, **names):
+            if question.regions and question.answer_index is not None:
+                assert recheck(question, scene) is None
+                wrong = (question.answer_index + 1) % len(question.options)
+                turn = (question.text, question.options[wrong])
+                assert recheck(dataclasses.replace(question, answer_index=wrong, turns=(turn,)), scene), turn
+                count += 1
+    assert count > 20
+
+
 def test_recheck_reads_comparatives(random_scene):
     """A wording that asks for the opposite ("farther", "lower") is found, whatever the answer says."""
     opposites = {"closer": "farther", "nearer": "farther", "shorter": "longer", "smaller": "larger", "higher": "lower"}

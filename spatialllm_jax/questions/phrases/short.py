@@ -80,7 +80,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "facing_object": ("Is {c} facing {x} and not {y}?", "Does {c} face {x} and not {y}?"),
     "same_direction": ("Do {a} and {b} face {x}?", "Are {a} and {b} facing {x}?"),
     "higher": ("Is {x} higher than {y}?", "Is {y} lower than {x}?"),
-    "on_which_side": ("Seen from {a}, is {b} on the {x} side?", "Is {b} on the {x} side of {a}?"),
+    "on_which_side": ("Seen from {a}, is {b} on the {x} side?", "From the view of {a}, is {b} on the {x} side?"),
     "view_left_right": ("For us, is {a} {x} of {b}?", "Seen from the camera, is {a} {x} of {b}?"),
     "view_above_below": ("Is {a} {x} {b}?", "In the real world, is {a} {x} {b}?"),
     "view_front_behind": ("For us, is {a} {x} {b}?", "Seen from the camera, is {a} {x} {b}?"),
