@@ -18,6 +18,7 @@ import simplejpeg
 from spatialllm_jax.data.images import decode, draw_regions, image_size
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.questions.labels import subject_of
 from spatialllm_jax.questions.types import Question, Region
 from spatialllm_jax.questions.wording import LETTERS
 
@@ -25,24 +26,39 @@ _PLACEHOLDER = "<image>"
 _L2 = {"distance": "distance", "orientation": "orientation", "relation": "spatial relationship"}
 
 
-def group_questions(questions: Sequence[Question]) -> list[tuple[tuple[Region, ...], list[Question]]]:
+def group_questions(
+    questions: Sequence[Question], max_turns: int | None = None
+) -> list[tuple[tuple[Region, ...], list[Question]]]:
     """Questions in conversations: (marks to draw, questions) per picture.
 
-    Questions without marks share one conversation; a marked one joins the first whose labels agree with
-    its own (same label, same box).
+    Questions without marks share one conversation, about the plain picture; a marked one joins the first whose
+    labels agree with its own (same label, same box). No conversation asks twice about the same thing in other
+    words or another form (`questions.labels.subject_of`): the second question starts another conversation.
+
+    Args:
+        max_turns: questions beyond this many turns start another conversation; None sets no limit.
     """
-    groups: list[tuple[dict[str, Region], list[Question]]] = []
+    groups: list[tuple[dict[str, Region], list[Question], set[Any]]] = []
     for question in questions:
         marks = {r.label: r for r in question.regions} if question.region_style == "mark" else {}
-        for known, members in groups:
+        subject = subject_of(question)
+        for known, members, subjects in groups:
             agree = bool(known) == bool(marks)
-            if agree and all(label not in known or known[label].bbox == r.bbox for label, r in marks.items()):
+            agree = agree and all(label not in known or known[label].bbox == r.bbox for label, r in marks.items())
+            room = max_turns is None or sum(len(q.turns) for q in members) + len(question.turns) <= max_turns
+            if agree and room and (subject is None or subject not in subjects):
                 known.update(marks)
                 members.append(question)
+                subjects.add(subject)
                 break
         else:
-            groups.append((marks, [question]))
-    return [(tuple(marks[k] for k in sorted(marks)), members) for marks, members in groups]
+            groups.append((marks, [question], {subject}))
+    return [(tuple(marks[k] for k in sorted(marks, key=_order)), members) for marks, members, _ in groups]
+
+
+def _order(label: str) -> tuple[int, str]:
+    """Numbers in their own order, then words."""
+    return (int(label), "") if label.isdecimal() else (1 << 30, label)
 
 
 def marked_image(record: ImageRecord, marks: Sequence[Region]) -> bytes:
@@ -53,11 +69,12 @@ def marked_image(record: ImageRecord, marks: Sequence[Region]) -> bytes:
     return simplejpeg.encode_jpeg(drawn, quality=95, colorspace="RGB", colorsubsampling="444")
 
 
-def write_llava(folder: Path, split: str, records: Iterable[ImageRecord]) -> Path:
+def write_llava(folder: Path, split: str, records: Iterable[ImageRecord], max_turns: int | None = None) -> Path:
     """Writes `folder/<split>.json` and `folder/images/`; streams, whatever the number of records.
 
     Each conversation is `{id, image, conversations: [{from, value}]}` with `<image>` and a line break
-    before the first human turn, and also carries `types`, which LLaVA ignores.
+    before the first human turn, and also carries `types`, which LLaVA ignores. `max_turns` as in
+    `group_questions`.
 
     Returns:
         The path of the JSON.
@@ -68,7 +85,7 @@ def write_llava(folder: Path, split: str, records: Iterable[ImageRecord]) -> Pat
         file.write("[")
         separator = "\n"
         for record in records:
-            for k, (marks, members) in enumerate(group_questions(record.questions)):
+            for k, (marks, members) in enumerate(group_questions(record.questions, max_turns)):
                 name = _file_name(record, k if marks else None)
                 target = folder / "images" / name
                 if not target.exists():

@@ -43,7 +43,7 @@ def question_to_dict(question: Question) -> dict[str, Any]:
     }
     if question.regions:
         result["regions"] = [[r.label, r.bbox, r.phrase] for r in question.regions]
-    for key in ("region_style", "options", "answer_index", "margin"):
+    for key in ("region_style", "options", "answer_index", "margin", "form", "claim"):
         value = getattr(question, key)
         if value != _DEFAULTS[key]:
             result[key] = value
@@ -71,6 +71,8 @@ def question_from_dict(data: Mapping[str, Any], image: str) -> Question:
             answer_index=data.get("answer_index"),
             quantities=data.get("quantities", {}),
             margin=data.get("margin"),
+            form=data.get("form", "which"),
+            claim=data.get("claim", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"a question of image {image!r} is broken ({error!r}); write the dataset again") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from spatialllm_jax.questions.types import Question
-from spatialllm_jax.questions.wording import AZIMUTH_WORDS
+from spatialllm_jax.questions.wording import AZIMUTH_WORDS, CELLS
 from spatialllm_jax.scene.relations import SIDES
 
 # Answers of these types are made even over a dataset.
@@ -18,19 +18,25 @@ BALANCED: dict[str, tuple[str, ...]] = {
     "on_which_side": SIDES,
     "same_direction": ("same", "different"),
     "left_right": ("left", "right"),
+    "view_left_right": ("left", "right"),
+    "view_above_below": ("above", "below"),
+    "view_front_behind": ("front", "behind"),
     "presence": ("yes", "no"),
 }
 
 
-# Types in which one of two objects wins, and types about the sides of the first object.
-CONTESTS = ("closer_to_camera", "closer_to_object", "facing_object", "higher")
+# Types in which one of two objects wins, with the answer that says that it is the first; and types about the
+# sides of the first object.
+CONTESTS = {"closer_to_camera": "first", "closer_to_object": "first", "facing_object": "first", "higher": "first",
+            "view_left_right": "left", "view_above_below": "above", "view_front_behind": "front"}
 SIDED = ("facing_camera", "on_which_side")
 
 
 def answer_key(question: Question) -> str:
-    """What the balance counts: a side or word, or "first"/"second" mentioned.
+    """What the balance counts: a side or word, or "first"/"second" of the objects compared.
 
-    Read from the quantities where they decide it, so that it does not depend on wording.
+    Read from the quantities where they decide it, so that it depends on neither wording nor form: for a claim
+    it is what is true, not "yes" or "no".
     """
     q = question.quantities
     if question.type in ("closer_to_camera", "closer_to_object"):
@@ -41,6 +47,12 @@ def answer_key(question: Question) -> str:
         return "first" if q["height_first"] > q["height_second"] else "second"
     if question.type == "left_right":
         return "left" if q["x_first"] < q["x_second"] else "right"
+    if question.type == "view_left_right":
+        return "left" if q["right_first"] < q["right_second"] else "right"
+    if question.type == "view_above_below":
+        return "above" if q["up_first"] > q["up_second"] else "below"
+    if question.type == "view_front_behind":
+        return "front" if q["forward_first"] < q["forward_second"] else "behind"
     if question.type == "same_direction":
         return "same" if q["angle"] < 60 else "different"
     if question.type in ("facing_camera", "on_which_side"):
@@ -51,6 +63,9 @@ def answer_key(question: Question) -> str:
         return "yes" if q["present"] > 0.5 else "no"
     if question.type == "azimuth":
         return AZIMUTH_WORDS[round(q["azimuth"] / 45) % 8]
+    if question.type == "where":
+        column, row = (int(min(max(q[axis], 0.0), 0.999) * 3) for axis in "xy")
+        return CELLS[row][column]
     return question.answer
 
 
@@ -58,7 +73,8 @@ class Balancer:
     """Decides, question by question in a fixed order, which to keep so that answers stay even.
 
     A question is kept while its answer is ahead of the rarest one by no more than `slack` (and 5 %); for
-    questions whose options are letters the same holds for the position of the right one. Within a category
+    choices the same holds for the position of the right one. Of claims it is "yes" and "no" that are kept even,
+    over a type and for each claimed answer, so that a claim tells nothing about its truth. Within a category
     the same holds with `category_slack`: how often it wins a comparison, alone and against each other
     category, and which of its sides is asked for. Otherwise "dogs are closer than trucks", true of most
     pictures since large things only fit when they are far, would answer half of the questions.
@@ -79,7 +95,11 @@ class Balancer:
         if not self._fair(question, key, family):
             return False
         piles = [(self._pile(family, question.type, answers), key)]
-        if len(question.answer) == 1 and len(question.options) > 1:
+        if question.form == "yes_no":
+            said = "yes" if question.claim == key else "no"
+            piles = [(self._pile(family, f"{question.type}: {about}", ("yes", "no")), said)
+                     for about in ("claims", f"claims of {question.claim}")]
+        elif question.form == "choice":
             letters = self._pile(family, f"{question.type} of {len(question.options)}", question.options)
             piles.append((letters, question.answer))
         for counts, key in piles:
@@ -102,7 +122,7 @@ class Balancer:
         names = [region.phrase for region in question.regions]
         if question.type in CONTESTS and len(names) >= 2:
             first, second = names[-2:]
-            winner, loser = (first, second) if key == "first" else (second, first)
+            winner, loser = (first, second) if key == CONTESTS[question.type] else (second, first)
             if winner == loser:
                 return []
             pair = f"{question.type}: {min(winner, loser)} or {max(winner, loser)}"

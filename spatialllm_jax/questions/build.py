@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from spatialllm_jax.questions import distance, general, orientation, probing, relation
-from spatialllm_jax.questions.candidates import Case, View, put
+from spatialllm_jax.questions import distance, general, orientation, probing, relation, view
+from spatialllm_jax.questions.candidates import Case, View
 from spatialllm_jax.questions.config import QuestionConfig
+from spatialllm_jax.questions.put import put
 from spatialllm_jax.questions.references import referable, scene_names
-from spatialllm_jax.questions.types import PROBING_TYPES, SPATIAL_TYPES, Question
+from spatialllm_jax.questions.types import Question
 from spatialllm_jax.scene.relations import SceneArrays, scene_arrays
 from spatialllm_jax.scene.types import Scene
 
@@ -28,6 +29,9 @@ FAMILIES: dict[str, Callable[[View, int], list[Case]]] = {
     "elevation": probing.elevation,
     "theta": probing.theta,
     "location": probing.location,
+    "view_left_right": view.left_right,
+    "view_above_below": view.above_below,
+    "view_front_behind": view.front_behind,
     "caption": general.caption,
     "what": general.what,
     "presence": general.presence,
@@ -36,13 +40,6 @@ FAMILIES: dict[str, Callable[[View, int], list[Case]]] = {
     "left_right": general.left_right,
     "where": general.where,
 }
-
-
-def group_of(kind: str) -> str:
-    """The group of a question type: "distance", "orientation", "relation", "probing" or "general"."""
-    if kind in SPATIAL_TYPES:
-        return SPATIAL_TYPES[kind]
-    return "probing" if kind in PROBING_TYPES else "general"
 
 
 def question_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
@@ -68,16 +65,17 @@ def generate_questions(
     if arrays is None:
         arrays = scene_arrays(scene)
     names = scene_names(scene, config)
-    view = View(scene, arrays, names, referable(names, config), config, rng)
+    ready = View(scene, arrays, names, referable(names, config), config, rng)
     chosen: list[Case] = []
     for kind, quota in config.types.items():
         if quota > 0:
-            chosen.extend(_sample(FAMILIES[kind](view, quota), quota, rng))
+            chosen.extend(_sample(FAMILIES[kind](ready, quota), quota, rng))
     if 0 < config.max_per_image < len(chosen):
         keep = sorted(rng.permutation(len(chosen))[: config.max_per_image].tolist())
         chosen = [chosen[k] for k in keep]
     prefix = f"{scene.image.id}/{config.name}"
-    return [put(case, view, group_of(case.type), f"{prefix}/{k}") for k, case in enumerate(chosen)]
+    known: dict[int, str] = {}
+    return [put(case, ready, f"{prefix}/{k}", known) for k, case in enumerate(chosen)]
 
 
 def _sample(cases: list[Case], quota: int, rng: np.random.Generator) -> list[Case]:

@@ -1,24 +1,22 @@
-"""What the families share: a case worth asking about, and putting it into words."""
+"""What the families share: the objects of a scene in turn, and a case that is worth asking about."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from spatialllm_jax.questions import wording
 from spatialllm_jax.questions.config import QuestionConfig
-from spatialllm_jax.questions.references import SceneNames, overlap, refer
-from spatialllm_jax.questions.types import Question
+from spatialllm_jax.questions.references import SceneNames, overlap
 from spatialllm_jax.scene.relations import SceneArrays, Verdict
 from spatialllm_jax.scene.types import Scene
+from spatialllm_jax.scene.view_relations import ViewArrays, view_arrays
 
 # More cases than this times the quota are not looked for; enough to choose answers evenly.
 _SURPLUS = 4
-# Options listed for a letter; more candidates than that are thinned out at random.
-_MOST_OPTIONS = 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +33,8 @@ class Case:
         text: the answer when there are no values.
         quantities, margin: as in `Question`.
         subject: words that replace the reference {a} ("the red object", "a car"), or "".
+        noun: word that stands for the object's name in its reference ("object"), or "".
+        wrong: draws answers that are clearly wrong for a choice beside `text`; None where there are none.
     """
 
     type: str
@@ -46,6 +46,8 @@ class Case:
     quantities: Mapping[str, float] = dataclasses.field(default_factory=dict)
     margin: float | None = None
     subject: str = ""
+    noun: str = ""
+    wrong: Callable[[np.random.Generator], list[str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +60,11 @@ class View:
     pool: list[int]
     config: QuestionConfig
     rng: np.random.Generator
+
+    @functools.cached_property
+    def seen(self) -> ViewArrays:
+        """What the view relations read; computed only where they are asked."""
+        return view_arrays(self.scene)
 
     def pairs(self, ordered: bool = False) -> Iterator[tuple[int, int]]:
         """All pairs in random order; unordered pairs come with a random order of mention."""
@@ -126,59 +133,3 @@ def _clear(
         verdict = judge(view.arrays, *objects, view.config.margins)
         if verdict is not None and not overlap(view.names, objects, view.config.max_overlap):
             yield objects, verdict
-
-
-def put(case: Case, view: View, group: str, question_id: str) -> Question:
-    """Puts a case into words: a paraphrase, references, options and the answer."""
-    config, rng = view.config, view.rng
-    references, regions = refer(view.names, case.objects, config)
-    full = config.register == "full"
-    ask, answer = wording.choose(case.type, config.register, config.paraphrases, rng)
-    roles = {"a": case.subject} if case.subject else _roles(case.type, [r.text for r in references])
-    question = wording.fill(ask, **roles)
-
-    values = list(case.values)
-    if values and values[0] is None:
-        values = [(r.text if full else r.short) for r in references[-len(values) :]]
-    words = [_spoken(case.type, str(value)) if full else str(value) for value in values]
-    options: tuple[str, ...] = ()
-    right = case.right
-    if not words:
-        text = wording.fill(answer, x=case.text, **roles)
-    elif config.answer_style == "letter":
-        order = rng.permutation(len(words)).tolist()
-        if len(order) > _MOST_OPTIONS and case.right is not None:
-            others = [k for k in order if k != case.right][: _MOST_OPTIONS - 1]
-            order = [k for k in order if k == case.right or k in others]
-        lines = [f"{wording.LETTERS[k]}. {words[index]}" for k, index in enumerate(order)]
-        question = "\n".join([question, *lines, wording.LETTER_PROMPT])
-        options = tuple(wording.LETTERS[: len(order)])
-        right = None if case.right is None else order.index(case.right)
-        text = options[right] if right is not None else ""
-    else:
-        options = tuple(wording.fill(answer, x=word, **roles) for word in words)
-        text = options[right] if right is not None else wording.fill(answer, x=case.text, **roles)
-    return Question(
-        id=question_id,
-        image=view.scene.image.id,
-        type=case.type,
-        group=group,
-        source=view.scene.source,
-        turns=((question, text),),
-        regions=regions,
-        region_style=config.region_style,
-        options=options,
-        answer_index=right,
-        quantities=case.quantities,
-        margin=case.margin,
-    )
-
-
-def _roles(kind: str, texts: list[str]) -> dict[str, str]:
-    if kind in ("closer_to_object", "facing_object"):
-        return {"c": texts[0], "a": texts[1], "b": texts[2]}
-    return dict(zip("abc", texts, strict=False))
-
-
-def _spoken(kind: str, value: str) -> str:
-    return wording.SAME_DIRECTION[value] if kind == "same_direction" else value

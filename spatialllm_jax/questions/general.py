@@ -49,18 +49,16 @@ def what(view: View, quota: int) -> list[Case]:
             subjects.append(f"the {colour} object")
         if clear and cell and cells[cell] == 1 and config.region_style == "name":
             subjects.append(f"the object in the {cell}")
-        if config.region_style == "mark":
-            subjects.append("the object in Region [0]" if config.register == "full" else "the object [0]")
-        elif config.region_style == "text":
-            subjects.append("the object at [" + ", ".join(f"{v:.2f}" for v in view.names.boxes[i]) + "]")
+        if config.region_style != "name":
+            subjects.append("")  # "the object in Region [0]"
         if not subjects:
             continue
         subject = subjects[int(view.rng.integers(len(subjects)))]
         options = tuple(config.categories)
         right = options.index(category) if category in options else None
-        pointed = (i,) if config.region_style != "name" else ()
+        pointed = () if subject else (i,)
         cases.append(Case("what", pointed, category, options if right is not None else (), right, category,
-                          subject=subject))  # fmt: skip
+                          subject=subject, noun="object"))  # fmt: skip
     return cases
 
 
@@ -93,13 +91,8 @@ def colour(view: View, quota: int) -> list[Case]:
             continue
         options = tuple(config.colours)
         right = options.index(value) if value in options else None
-        subject = f"the {o.category}" if config.region_style == "name" else ""
-        if config.region_style == "mark":
-            subject = f"the {o.category} " + ("in Region [0]" if config.register == "full" else "[0]")
-        elif config.region_style == "text":
-            subject = f"the {o.category} at [" + ", ".join(f"{v:.2f}" for v in view.names.boxes[i]) + "]"
         cases.append(Case("colour", (i,), value, options if right is not None else (), right, value,
-                          subject=subject))  # fmt: skip
+                          noun=o.category))  # fmt: skip
     return cases
 
 

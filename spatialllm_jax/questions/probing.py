@@ -2,14 +2,26 @@
 
 "Depth of the object from the viewer" is the distance of the box's centre from the camera, the quantity
 that "closer to the camera" compares. Azimuth, elevation and theta are relative to the ray to the object
-(ImageNet3D's convention, `scene.geometry.viewpoint`).
+(ImageNet3D's convention, `scene.geometry.viewpoint`). Lengths are asked of metric scenes only; elevation and
+in-plane rotation only where the boxes' up axes are the objects' own.
+
+As a choice, lengths stand beside three others of a ladder with steps of a factor 1.7, in which the right one
+is on any rung, so that neither the longest nor the shortest is the likelier; azimuths beside those that are
+90, 180 and 270 degrees off. Elevation and rotation have no wrong answers that are as plausible as the right one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from spatialllm_jax.questions.candidates import Case, View
-from spatialllm_jax.questions.wording import AZIMUTH_WORDS, metres
+from spatialllm_jax.questions.wording import AZIMUTH_WORDS, listing, metres
 from spatialllm_jax.scene.geometry import viewpoint
+
+_LADDER = 1.7
+_RUNGS = 4
 
 
 def depth(view: View, quota: int) -> list[Case]:
@@ -18,7 +30,8 @@ def depth(view: View, quota: int) -> list[Case]:
         return []
     return [
         Case("depth", (i,), "", text=_length(view, view.arrays.distance[i]),
-             quantities={"distance": view.arrays.distance[i], "depth": view.arrays.depth[i]})
+             quantities={"distance": view.arrays.distance[i], "depth": view.arrays.depth[i]},
+             wrong=_other_lengths(view, view.arrays.distance[i]))
         for i in view.singles()
     ]  # fmt: skip
 
@@ -30,7 +43,8 @@ def distance(view: View, quota: int) -> list[Case]:
     cases = []
     for a, b in view.pairs():
         value = view.arrays.between[a][b]
-        cases.append(Case("distance", (a, b), "", text=_length(view, value), quantities={"distance": value}))
+        cases.append(Case("distance", (a, b), "", text=_length(view, value), quantities={"distance": value},
+                          wrong=_other_lengths(view, value)))  # fmt: skip
     return cases
 
 
@@ -52,17 +66,22 @@ def azimuth(view: View, quota: int) -> list[Case]:
             )
         else:
             rounded = _rounded(value, view.config.angle_step) % 360
-            cases.append(Case("azimuth", (i,), "", text=_degrees(view, rounded), quantities=quantities))
+            cases.append(Case("azimuth", (i,), "", text=_degrees(view, rounded), quantities=quantities,
+                              wrong=_other_azimuths(view, rounded)))  # fmt: skip
     return cases
 
 
 def elevation(view: View, quota: int) -> list[Case]:
     """Elevation of the camera in an object's own frame; its up must be known, not its front."""
+    if not view.scene.upright:
+        return []
     return [_angle_case("elevation", view, i, viewpoint(view.scene.objects[i].box)[1]) for i in view.singles()]
 
 
 def theta(view: View, quota: int) -> list[Case]:
-    """In-plane rotation, counter-clockwise."""
+    """In-plane rotation, counter-clockwise; the object's up must be known."""
+    if not view.scene.upright:
+        return []
     return [_angle_case("theta", view, i, viewpoint(view.scene.objects[i].box)[2]) for i in view.singles()]
 
 
@@ -73,14 +92,39 @@ def location(view: View, quota: int) -> list[Case]:
     cases = []
     for i in view.singles():
         x, y, z = view.scene.objects[i].box.center.tolist()
-        text = f"{_length(view, abs(x))} to the {'right' if x > 0 else 'left'}, "
-        text += f"{_length(view, abs(y))} {'down' if y > 0 else 'up'} and {_length(view, z)} ahead"
+        far = max(abs(x), abs(y), abs(z))
+        parts = [_offset(view, x, "to the right", "to the left", far), _offset(view, y, "down", "up", far)]
+        text = listing([*(part for part in parts if part), f"{_length(view, z, far)} ahead"])
         cases.append(Case("location", (i,), "", text=text, quantities={"x": x, "y": y, "z": z}))
     return cases
 
 
-def _length(view: View, value: float) -> str:
-    return metres(value, view.config.distance_step if view.config.register == "short" else 0.0)
+def _length(view: View, value: float, like: float | None = None) -> str:
+    return metres(value, view.config.distance_step if view.config.register == "short" else 0.0, like)
+
+
+def _offset(view: View, value: float, positive: str, negative: str, like: float) -> str:
+    """ "3.2 meters to the left", as precise as the largest coordinate; "" for what a full sentence rounds to 0."""
+    length = _length(view, abs(value), like)
+    if view.config.register == "full" and float(length.split()[0]) == 0:
+        return ""
+    return f"{length} {positive if value > 0 else negative}"
+
+
+def _other_lengths(view: View, value: float) -> Callable[[np.random.Generator], list[str]]:
+    def draw(rng: np.random.Generator) -> list[str]:
+        rung = int(rng.integers(_RUNGS))
+        texts = [_length(view, value * _LADDER ** (k - rung)) for k in range(_RUNGS)]
+        # Coarse rounding may merge short lengths; then there is no fair choice.
+        if len(set(texts)) < _RUNGS or texts[0].startswith("0 "):
+            return []
+        return texts[:rung] + texts[rung + 1:]
+
+    return draw
+
+
+def _other_azimuths(view: View, value: int) -> Callable[[np.random.Generator], list[str]]:
+    return lambda _rng: [_degrees(view, (value + turn) % 360) for turn in (90, 180, 270)]
 
 
 def _rounded(value: float, step: float) -> int:

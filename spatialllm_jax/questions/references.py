@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 
 from spatialllm_jax.questions.config import QuestionConfig
 from spatialllm_jax.questions.types import Region
@@ -86,27 +87,33 @@ def overlap(names: SceneNames, indices: tuple[int, ...], limit: float) -> bool:
 
 
 def refer(
-    names: SceneNames, objects: tuple[int, ...], config: QuestionConfig
+    names: SceneNames, objects: tuple[int, ...], config: QuestionConfig, labels: Mapping[int, str], noun: str = ""
 ) -> tuple[list[Reference], tuple[Region, ...]]:
-    """References and regions of a question's objects, in order of mention.
+    """References and regions of a question's objects, in the order given.
 
     A full mark reads "the car in Region [0]"; a short one "the car [0]". Coordinates are x1, y1, x2, y2
     as shares of width and height with two decimals.
+
+    Args:
+        labels: object -> number of its region.
+        noun: stands for the objects' names in the texts, if given.
     """
     references: list[Reference] = []
     regions: list[Region] = []
     full = config.register == "full"
-    for position, i in enumerate(objects):
-        label = str(position if config.region_labels == "mention" else i)
+    for i in objects:
+        label = labels[i]
+        name = noun or names.phrases[i]
         phrase = names.phrases[i]
         if config.region_style == "name":
             phrase = names.names[i] or phrase
-            references.append(Reference(f"the {phrase}", phrase))
+            name = noun or phrase
+            references.append(Reference(f"the {name}", name))
         elif config.region_style == "mark":
             where = f"in Region [{label}]" if full else f"[{label}]"
-            references.append(Reference(f"the {phrase} {where}", f"[{label}]"))
+            references.append(Reference(f"the {name} {where}", f"[{label}]"))
         else:
             where = "[" + ", ".join(f"{v:.2f}" for v in names.boxes[i]) + "]"
-            references.append(Reference(f"the {phrase} at {where}", f"{phrase} at {where}"))
+            references.append(Reference(f"the {name} at {where}", f"{name} at {where}"))
         regions.append(Region(label, names.boxes[i], phrase))
     return references, tuple(regions)

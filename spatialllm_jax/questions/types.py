@@ -17,6 +17,8 @@ SPATIAL_TYPES: dict[str, str] = {
 }
 # 3D-informed probing (paper, 3.3.1): fundamental properties of single objects or pairs.
 PROBING_TYPES = ("depth", "distance", "azimuth", "elevation", "theta", "location")
+# The viewer's own left and right, above and below, front and behind in 3D: extras, not in the paper.
+VIEW_TYPES = ("view_left_right", "view_above_below", "view_front_behind")
 # Stand-ins for CC558K and Mix665K: what an image says without 3D.
 GENERAL_TYPES = ("caption", "what", "presence", "colour", "count", "left_right", "where")
 
@@ -43,8 +45,8 @@ class Question:
     Attributes:
         id: unique within a dataset.
         image: id of the image record it belongs to.
-        type: a key of SPATIAL_TYPES, or one of PROBING_TYPES, GENERAL_TYPES.
-        group: "distance", "orientation", "relation", "probing" or "general".
+        type: a key of SPATIAL_TYPES, or one of PROBING_TYPES, VIEW_TYPES, GENERAL_TYPES.
+        group: "distance", "orientation", "relation", "probing", "view" or "general".
         source: name of the scene source.
         turns: (user text, assistant text) pairs, in order; single questions have one. Texts hold no
             image placeholder: the chat template puts the image where it belongs.
@@ -54,6 +56,7 @@ class Question:
         answer_index: the right option, or None for free-form questions.
         form: "which" (open: the answer is said), "choice" (options listed, the answer is a letter) or
             "yes_no" (a claim to confirm or deny).
+        claim: of a yes_no question, the answer that it claims, as `balance.answer_key` names answers; else "".
         quantities: the 3D numbers the answer came from (metres, degrees), by name.
         margin: how far the quantities are from the verdict's boundary, in the predicate's own unit.
     """
@@ -71,6 +74,7 @@ class Question:
     quantities: Mapping[str, float] = dataclasses.field(default_factory=dict)
     margin: float | None = None
     form: str = "which"
+    claim: str = ""
 
     @property
     def text(self) -> str:
@@ -81,3 +85,12 @@ class Question:
     def answer(self) -> str:
         """The first assistant turn."""
         return self.turns[0][1]
+
+
+def group_of(kind: str) -> str:
+    """The group of a question type: "distance", "orientation", "relation", "probing", "view" or "general"."""
+    if kind in SPATIAL_TYPES:
+        return SPATIAL_TYPES[kind]
+    if kind in PROBING_TYPES:
+        return "probing"
+    return "view" if kind in VIEW_TYPES else "general"

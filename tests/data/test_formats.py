@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -20,7 +21,8 @@ def question(k, style="name", labels=("0", "1"), shift=0.0, letter=False):
     text, options = f"Which {k}?", ("the first", "the second")
     if letter:
         text, options = f"Which {k}?\nA. the first\nB. the second\nAnswer with a letter.", ("A", "B")
-    return Question(f"q{k}", "im", "higher", "relation", "test", ((text, options[k % 2]),), regions, style,
+    kind = ("higher", "same_direction", "on_which_side", "left_right", "where")[k]
+    return Question(f"q{k}", "im", kind, "relation", "test", ((text, options[k % 2]),), regions, style,
                     options, k % 2, {}, 1.0)  # fmt: skip
 
 
@@ -39,6 +41,25 @@ def test_grouping():
     groups = formats.group_questions([*plain, *marked, question(4, "mark")])
     assert [[q.id for q in members] for _, members in groups] == [["q0", "q1"], ["q2", "q4"], ["q3"]]
     assert [len(marks) for marks, _ in groups] == [0, 2, 2]
+
+
+def test_a_conversation_asks_once_about_a_thing():
+    """The same type and objects in another form, or named the other way round, go to another conversation."""
+    first = question(0, "mark")
+    turned = dataclasses.replace(first, id="turned", form="yes_no", regions=first.regions[::-1])
+    other = question(1, "mark")
+    groups = formats.group_questions([first, turned, other])
+    assert [[q.id for q in members] for _, members in groups] == [["q0", "q1"], ["turned"]]
+    sided = dataclasses.replace(first, type="on_which_side")
+    back = dataclasses.replace(sided, id="back", regions=sided.regions[::-1])  # whose side matters here
+    assert [len(members) for _, members in formats.group_questions([sided, back])] == [2]
+
+
+def test_turns_per_conversation():
+    marked = [question(k, "mark") for k in range(5)]
+    sizes = [len(members) for _, members in formats.group_questions(marked, max_turns=2)]
+    assert sizes == [2, 2, 1]
+    assert [len(members) for _, members in formats.group_questions(marked)] == [5]
 
 
 def test_llava_round_trip(tmp_path):

@@ -1,22 +1,29 @@
 """Quotas, references, wording, balance and determinism of generated questions."""
 
 import dataclasses
+import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from spatialllm_jax.data.formats import group_questions
+from spatialllm_jax.data.storage import question_from_dict, question_to_dict
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions import wording
 from spatialllm_jax.questions.balance import BALANCED, Balancer, answer_key
 from spatialllm_jax.questions.build import FAMILIES, generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig, question_config
-from spatialllm_jax.questions.types import GENERAL_TYPES, PROBING_TYPES, SPATIAL_TYPES
+from spatialllm_jax.questions.labels import family_of, renumber, subject_of
+from spatialllm_jax.questions.recheck import recheck
+from spatialllm_jax.questions.types import GENERAL_TYPES, PROBING_TYPES, SPATIAL_TYPES, VIEW_TYPES
 from spatialllm_jax.scene.types import Box3D
 
 CATEGORIES = ("car", "dog", "bed", "chair", "school bus", "bus", "person", "sofa")
 COLOURS = ("red", "brown", "white", "blue", "green", "black")
-ALL = (*SPATIAL_TYPES, *PROBING_TYPES, *GENERAL_TYPES)
+ALL = (*SPATIAL_TYPES, *PROBING_TYPES, *VIEW_TYPES, *GENERAL_TYPES)
+MIXED = {"which": 1.0, "choice": 1.0, "yes_no": 2.0}
 
 
 def config(types=ALL, quota=3, **kwargs):
@@ -29,6 +36,14 @@ def ask(scene, settings, seed=0):
 
 def test_every_type_has_a_family_and_wording():
     assert set(FAMILIES) == set(wording.FULL) == set(wording.SHORT) == set(ALL)
+    assert set(wording.FULL_CLAIMS) == set(wording.SHORT_CLAIMS) == {*SPATIAL_TYPES, *VIEW_TYPES, "left_right"}
+
+
+def test_numbers_of_wordings():
+    for kind, table in wording.FULL.items():
+        assert len(table) >= (10 if kind in SPATIAL_TYPES else 6 if kind in PROBING_TYPES else 5), kind
+        assert len({question for question, _ in table}) == len(table)
+    assert all(len(table) >= 5 for table in wording.FULL_CLAIMS.values())
 
 
 @pytest.mark.parametrize("register", ["full", "short"])
@@ -66,6 +81,23 @@ def test_the_paper_s_wording(random_scene):
         f"Which object is closer to the viewer, {a} or {b}?"
     )
     assert question.answer in {f"T{x[1:]} is closer to the viewer." for x in (a, b)}
+
+
+def test_more_of_the_paper_s_wording(random_scene):
+    asked = {}
+    for seed in range(10):
+        for q in ask(random_scene(seed), config(SPATIAL_TYPES, paraphrases=1), seed):
+            a, b = (f"the {r.phrase} in Region [{r.label}]" for r in [*q.regions, *q.regions][:2])
+            asked[q.type] = (q.text.replace(a, "<a>").replace(b, "<b>"), {
+                o.replace(a, "<a>").replace(b, "<b>").replace(a.capitalize()[:1] + a[1:], "<A>")
+                .replace("T" + b[1:], "<B>") for o in q.options})
+    lead = "Consider the real-world 3D"
+    assert asked["same_direction"] == (
+        f"{lead} orientations of the objects. Are <a> and <b> facing the same (or similar) directions, or very "
+        "different directions?", {"They are facing the same direction.", "They are facing different directions."})
+    assert asked["on_which_side"] == (
+        f"{lead} locations and orientations of the objects. From the perspective of <a>, in which direction is <b>?",
+        {f"<B> is in the {side} direction of <a>." for side in ("front", "left", "back", "right")})
 
 
 def test_short_answers_are_bare(random_scene):
@@ -138,7 +170,7 @@ def test_determinism_and_streams(random_scene):
 
 
 def test_letters_are_listed_and_spread(random_scene):
-    settings = config(("facing_camera", "where", "what"), answer_style="letter")
+    settings = config(("facing_camera", "where", "what"), forms={"choice": 1.0})
     letters = Counter()
     balancer = Balancer(slack=4)
     for seed in range(60):
@@ -157,6 +189,124 @@ def test_labels_per_image(random_scene):
         for r in q.regions:
             assert boxes.setdefault(r.label, r.bbox) == r.bbox
     assert len(boxes) > 2
+
+
+def test_labels_count_in_order_of_mention(random_scene):
+    numbers = Counter()
+    for seed in range(20):
+        for q in ask(random_scene(seed), config((*SPATIAL_TYPES, *VIEW_TYPES), forms=MIXED), seed):
+            mentioned = list(dict.fromkeys(int(k) for k in re.findall(r"Region \[(\d+)\]", q.text.split("\n")[0])))
+            assert mentioned == list(range(len(q.regions))), q
+            numbers[tuple(r.label for r in q.regions)] += 1
+    assert numbers["1", "0"] > 10  # "is b farther than a?" mentions the second object first
+
+
+def test_a_conversation_shares_one_marked_picture(random_scene):
+    """Labels count from 0 over the whole family, also after balance took questions out of it."""
+    settings = config((*SPATIAL_TYPES, "what", "colour"), region_labels="conversation", forms=MIXED, quota=2)
+    gaps = 0
+    for seed in range(30):
+        questions = ask(random_scene(seed), settings, seed)
+        for kept in (questions, questions[3::2]):
+            found = renumber(kept, {"t"})
+            gaps += found != tuple(kept)
+            boxes, mentioned = {}, []
+            for q in found:
+                assert recheck(q, random_scene(seed)) is None
+                mentioned = list(dict.fromkeys([*mentioned, *re.findall(r"\[(\d+)\]", q.text)]))
+                for r in q.regions:
+                    assert boxes.setdefault(r.label, r.bbox) == r.bbox and f"[{r.label}]" in q.text
+            assert mentioned == [str(k) for k in range(len(mentioned))]
+            assert len(set(boxes.values())) == len(boxes)
+            groups = [group for group in group_questions(found) if group[0]]
+            assert len(groups) == 1 and [m.label for m in groups[0][0]] == mentioned
+            assert renumber(kept, {"other"}) == tuple(kept)
+        assert renumber(questions, {"t"}) == tuple(questions)
+    assert gaps > 15
+
+
+def test_a_family_asks_once_about_a_thing(random_scene):
+    for seed in range(20):
+        questions = ask(random_scene(seed), config(quota=9, forms=MIXED, region_labels="conversation"), seed)
+        subjects = [s for q in questions if (s := subject_of(q)) is not None]
+        assert len(set(subjects)) == len(subjects) and {family_of(q) for q in questions} == {"t"}
+
+
+def test_forms_in_proportion(random_scene):
+    counts = Counter()
+    fallen_back = set()
+    for seed in range(60):
+        for q in ask(random_scene(seed), config(forms={"which": 1, "choice": 0, "yes_no": 3}), seed):
+            if q.type in wording.CLAIMED:
+                counts[q.form] += 1
+            else:
+                assert q.form == "which" and not q.claim
+                fallen_back.add(q.type)
+    assert set(counts) == {"which", "yes_no"} and 0.7 < counts["yes_no"] / counts.total() < 0.8
+    assert fallen_back == set(ALL) - set(wording.CLAIMED)
+
+
+def test_one_form_draws_nothing(random_scene):
+    scene = random_scene(2)
+    for forms in ({"which": 1.0}, {"which": 0.2, "choice": 0}):
+        rng = question_rng(0, 0)
+        state = str(rng.bit_generator.state)
+        assert config(forms=forms).draw_form(rng) == "which" and str(rng.bit_generator.state) == state
+        assert ask(scene, config(forms=forms)) == ask(scene, config())
+
+
+def test_form_and_claim_are_stored(random_scene):
+    for q in ask(random_scene(3), config(forms=MIXED)):
+        data = json.loads(json.dumps(question_to_dict(q)))
+        back = question_from_dict(data, q.image)
+        assert (back.form, back.claim, back.options) == (q.form, q.claim, q.options)
+        assert ("form" in data) == (q.form != "which") and ("claim" in data) == (q.form == "yes_no")
+
+
+def test_claims_tell_nothing_about_their_truth(random_scene):
+    """Of a hundred pictures: "yes" is right half of the time, over a type and for every answer claimed."""
+    balancer = Balancer(slack=3, category_slack=100)
+    said = {}
+    kinds = wording.CLAIMED
+    for seed in range(120):
+        for q in ask(random_scene(seed), config(kinds, quota=6, forms={"yes_no": 1.0}), seed):
+            if balancer.keep(q):
+                for key in ((q.type, ""), (q.type, q.claim)):
+                    said.setdefault(key, Counter())[q.options.index(q.answer)] += 1
+    assert {kind for kind, _ in said} == set(kinds) and len(said) > len(kinds) * 2
+    for key, counts in said.items():
+        assert len(counts) == 2 and max(counts.values()) <= 1.05 * min(counts.values()) + 4, key
+
+
+def test_lopsided_claims_are_evened_out(random_scene):
+    """Where nearly every claim is true, as many "yes" as "no" are kept."""
+    balancer = Balancer(slack=2, category_slack=100)
+    kept = Counter()
+    for seed in range(60):
+        for q in ask(random_scene(seed), config(("higher",), forms={"yes_no": 1.0}), seed):
+            said = q.options.index(q.answer)
+            if (said == 0 or seed % 6 == 0) and balancer.keep(q):
+                kept[said] += 1
+    assert kept[1] > 5 and kept[0] <= 1.05 * kept[1] + 3
+
+
+def test_what_unknown_verticals_and_scales_rule_out(random_scene):
+    scene = random_scene(6)
+    leaning = dataclasses.replace(scene, upright=False, camera=dataclasses.replace(scene.camera, gravity=None))
+    assert not {"elevation", "theta", "view_above_below"} & {q.type for q in ask(leaning, config(quota=9))}
+    assert {"elevation", "theta"} <= {q.type for q in ask(scene, config(quota=9))}
+    apart = dataclasses.replace(scene, shared_scale=False)
+    assert not set(VIEW_TYPES) & {q.type for q in ask(apart, config(quota=9))}
+
+
+def test_regions_of_general_questions_carry_their_own_number(random_scene):
+    """With labels per image, "the object in Region [2]" is region 2."""
+    labels = set()
+    for q in ask(random_scene(1), config(("what", "colour"), quota=9, region_labels="image")):
+        if "Region" in q.text:
+            assert f"Region [{q.regions[0].label}]" in q.text
+            labels.add(q.regions[0].label)
+    assert len(labels) > 2
 
 
 def test_balance(random_scene):
@@ -178,9 +328,23 @@ def test_balance(random_scene):
 
 def test_probing_precision():
     assert wording.metres(0.456) == "46 centimeters"
+    assert wording.metres(0.997) == "1.0 meters"
+    assert wording.metres(9.97) == "10 meters"
     assert wording.metres(3.14159) == "3.1 meters"
     assert wording.metres(41.6) == "42 meters"
     assert wording.metres(3.3, 0.5) == "3.5 m"
+    assert wording.metres(0.56, like=69.0) == "1 meter" and wording.metres(0.56, like=3.0) == "0.6 meters"
+
+
+def test_a_location_is_as_precise_as_its_largest_coordinate(random_scene):
+    scene = random_scene(0)
+    placed = tuple(dataclasses.replace(o, box=dataclasses.replace(o.box, center=np.array(center)))
+                   for o, center in zip(scene.objects, [(0.53, 0.06, 69.0), (-0.53, -0.26, 4.0)], strict=False))
+    asked = ask(dataclasses.replace(scene, objects=placed), config(("location",), region_style="name", paraphrases=1))
+    assert {q.answer.split(" is ")[1] for q in asked} == {
+        "1 meter to the right and 69 meters ahead.",
+        "0.5 meters to the left, 0.3 meters up and 4.0 meters ahead.",
+    }
 
 
 @pytest.mark.parametrize(
@@ -204,6 +368,12 @@ def test_articles_and_lists():
         ({"types": {}, "region_style": "circle"}, "circle"),
         ({"types": {}, "colour": "red"}, "colour"),
         ({"types": {}, "margins": {"gap": 1}}, "gap"),
+        ({"types": {}, "view_margins": {"width": 1}}, "width"),
+        ({"types": {}, "forms": {"letter": 1}}, "letter"),
+        ({"types": {}, "forms": {"which": -1}}, "-1"),
+        ({"types": {}, "forms": {"which": 0}}, "no weight"),
+        ({"types": {}, "forms": {}}, "no weight"),
+        ({"types": {}, "answer_style": "letter"}, "answer_style"),
     ],
 )
 def test_bad_settings_are_named(settings, word):

@@ -1,0 +1,57 @@
+"""3D-informed probing: fundamental properties of single objects and pairs, full register."""
+
+FULL: dict[str, tuple[tuple[str, str], ...]] = {
+    "depth": (
+        ("How far is {a} from the camera?", "{A} is about {x} from the camera."),
+        ("What is the distance between the viewer and {a}?", "The distance between the viewer and {a} is about {x}."),
+        ("Estimate the depth of {a} from the viewer.", "{A} is about {x} away from the viewer."),
+        ("How far away from the viewer is the center of {a}?", "The center of {a} is about {x} away."),
+        ("At what distance from the camera is {a}?", "{A} is at a distance of about {x}."),
+        ("If the viewer walked straight to {a}, how far would they walk?", "They would walk about {x}."),
+        ("Give the distance from the camera to {a}.", "It is about {x}."),
+    ),
+    "distance": (
+        ("How far apart are {a} and {b}?", "{A} and {b} are about {x} apart."),
+        ("What is the 3D distance between {a} and {b}?", "The distance between {a} and {b} is about {x}."),
+        ("Estimate the distance from {a} to {b}.", "It is about {x}."),
+        ("How far is {a} from {b} in the real world?", "{A} is about {x} from {b}."),
+        ("At what distance from {a} is {b}?", "{B} is at a distance of about {x} from {a}."),
+        ("What distance separates the centers of {a} and {b}?", "Their centers are about {x} apart."),
+        ("Measured in a straight line, how far is it from {a} to {b}?", "It is about {x}."),
+    ),
+    "azimuth": (
+        ("What is the azimuth of {a} as seen from the camera?", "The azimuth of {a} is {x}."),
+        ("From which azimuth, counted from its front towards its left, is {a} seen?",
+         "{A} is seen from an azimuth of {x}."),
+        ("How is {a} turned about its vertical axis relative to the viewer?",
+         "Relative to the viewer, its azimuth is {x}."),
+        ("At which azimuth, from the front of {a}, does the camera stand?", "The camera stands at an azimuth of {x}."),
+        ("Estimate the azimuth of {a}.", "Its azimuth is {x}."),
+        ("Counting from the front of {a} towards its left, in which direction is the viewer?",
+         "The viewer is at an azimuth of {x}."),
+    ),
+    "elevation": (
+        ("From which elevation is {a} seen?", "{A} is seen from an elevation of {x}."),
+        ("What is the elevation of the camera as seen from {a}?", "The elevation of the camera is {x}."),
+        ("How far above the horizontal plane of {a} is the viewer, as an angle?", "The elevation is {x}."),
+        ("At which angle does the camera look down on {a}?", "The camera looks down at an angle of {x}."),
+        ("Estimate the elevation from which the viewer sees {a}.", "It is an elevation of {x}."),
+        ("Give the elevation angle of the camera relative to {a}.", "The elevation angle is {x}."),
+    ),
+    "theta": (
+        ("What is the in-plane rotation of {a}, counted counter-clockwise?", "Its in-plane rotation is {x}."),
+        ("By which angle is {a} rotated within the image plane?", "{A} is rotated by {x} within the image plane."),
+        ("How much is {a} tilted counter-clockwise in the picture?", "{A} is tilted by {x}."),
+        ("Estimate the in-plane rotation of {a}, counter-clockwise positive.", "It is {x}."),
+        ("By how much does {a} lean counter-clockwise in the image?", "{A} leans by {x}."),
+        ("Give the counter-clockwise rotation of {a} about the viewing ray.", "The rotation of {a} is {x}."),
+    ),
+    "location": (
+        ("Where is {a} in 3D, relative to the camera?", "{A} is {x}."),
+        ("Give the 3D location of {a} in the camera's frame.", "In the camera's frame, {a} is {x}."),
+        ("Starting at the camera, how does one get to {a} along the camera's own axes?", "{A} is {x}."),
+        ("Describe the position of {a} relative to the camera in metric units.", "{A} is {x}."),
+        ("How far to the side, how far up or down and how far ahead of the camera is {a}?", "{A} is {x}."),
+        ("What is the position of the center of {a} as seen from the camera?", "The center of {a} is {x}."),
+    ),
+}  # fmt: skip
