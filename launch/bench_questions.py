@@ -18,8 +18,8 @@ from launch import cli, generate
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import decode_record, encode_record
 from spatialllm_jax.questions.build import generate_questions, question_rng
-from spatialllm_jax.questions.config import QuestionConfig
-from spatialllm_jax.questions.types import PROBING_TYPES, SPATIAL_TYPES
+from spatialllm_jax.questions.config import FORMS, QuestionConfig
+from spatialllm_jax.questions.types import PROBING_TYPES, SPATIAL_TYPES, VIEW_TYPES
 from spatialllm_jax.scene.geometry import projected_bbox, rotation_y
 from spatialllm_jax.scene.relations import scene_arrays
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
@@ -28,7 +28,7 @@ from spatialllm_jax.sources.scene_file import write_scenes
 _NAMES = ("car", "bus", "person", "dog", "chair", "sofa", "bed", "bicycle")
 _PICTURES = 64
 # Fewest turns that one scene of the whole-dataset run gives; more scenes than needed are harmless.
-_TURNS_PER_SCENE = 10
+_TURNS_PER_SCENE = 5
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def bench(argv: Sequence[str]) -> dict[str, Any]:
-    """Times question generation (3DI-Ft types, and all 3D types), the storage of records, and whole datasets."""
+    """Times question generation (SpatialVQA's types; probing too; 3DI-Ft's forms), storage, and whole datasets."""
     args = parser().parse_args(argv)
     result = {"turns": args.turns, **_whole(args)} if args.turns else _parts(args)
     for name, value in result.items():
@@ -58,7 +58,10 @@ def _parts(args: argparse.Namespace) -> dict[str, Any]:
     spatial = QuestionConfig("ft", dict.fromkeys(SPATIAL_TYPES, args.per_type))
     everything = QuestionConfig("all", dict.fromkeys((*SPATIAL_TYPES, *PROBING_TYPES), args.per_type))
     result: dict[str, Any] = {"scenes": args.scenes, "objects": args.objects}
-    for name, config in (("questions_per_second", spatial), ("with_probing_per_second", everything)):
+    kinds = dict.fromkeys((*SPATIAL_TYPES, *VIEW_TYPES), args.per_type)
+    mixed = QuestionConfig("mix", kinds, forms=dict.fromkeys(FORMS, 1.0), region_labels="conversation")
+    for name, config in (("questions_per_second", spatial), ("with_probing_per_second", everything),
+                         ("all_forms_per_second", mixed)):
         best = 0.0
         for _ in range(args.repeats):
             start, count = time.perf_counter(), 0

@@ -46,7 +46,8 @@ def _arguments() -> argparse.ArgumentParser:
                         help="dataset whose pictures, and near-duplicates of them, stay out; may be repeated")
     parser.add_argument("--region-style", choices=("mark", "text", "name"), default=None, help="of all families")
     parser.add_argument("--register", choices=("full", "short"), default=None, help="of all families")
-    parser.add_argument("--answer-style", choices=("text", "letter"), default=None, help="of all families")
+    parser.add_argument("--forms", default="", metavar="FORM[=WEIGHT],...",
+                        help="of all families: which (open), choice (a letter), yes_no; e.g. which,choice=2")
     parser.add_argument("--workers", type=int, default=2, help="processes; the bytes do not depend on it")
     parser.add_argument("--formats", default="tfds", help="tfds is always written; add llava and tsv")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder with other settings")
@@ -66,6 +67,14 @@ def _numbers(flag: str, text: str, splits: list[str]) -> dict[str, int]:
         return {key: _positive(value) for key, value in (pair.split("=") for pair in text.split(","))}
     except ValueError:
         raise UserError(f"{flag} {text!r} must be a positive number, or SPLIT=NUMBER,SPLIT=NUMBER") from None
+
+
+def _weights(text: str) -> dict[str, float]:
+    try:
+        pairs = [part.partition("=") for part in text.split(",") if part]
+        return {name: float(weight or 1) for name, _, weight in pairs}
+    except ValueError:
+        raise UserError(f"--forms {text!r} must be FORM or FORM=WEIGHT, separated by commas") from None
 
 
 def _positive(text: str) -> int:
@@ -93,7 +102,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if config.seed < 0:
         raise UserError(f"--seed {config.seed} must not be negative")
     overrides = {key: value for key, value in (("region_style", args.region_style), ("register", args.register),
-                                               ("answer_style", args.answer_style)) if value is not None}
+                                               ("forms", _weights(args.forms))) if value}
     splits = [args.split] if args.split else list(config.splits)
     counts = _numbers("--count", args.count, splits)
     limits = _numbers("--questions", args.questions, splits)

@@ -22,5 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
         "near_duplicates": 4}})
     config.families = ml_collections.ConfigDict({
         "spatial_ft": families.SPATIAL_FT,
-        "spatial_ft_names": {**families.SPATIAL_FT, "region_style": "name"}})
+        # Fewer of these: names must be unique in the picture.
+        "spatial_ft_names": {**families.SPATIAL_FT, "region_style": "name", "max_per_image": 4}})
     return config

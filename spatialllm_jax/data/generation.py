@@ -34,6 +34,7 @@ from spatialllm_jax.data.storage import write_dataset
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig
+from spatialllm_jax.questions.labels import renumber
 from spatialllm_jax.scene.relations import scene_arrays
 from spatialllm_jax.scene.serialize import scene_to_json
 from spatialllm_jax.scene.types import Scene
@@ -145,6 +146,7 @@ def stream(plan: SplitPlan, selector: Selector, pool: concurrent.futures.Executo
     """The records a split keeps, in order; worked out in `pool`, or here when it is None. Ends when it is full."""
     order = scene_order(plan)
     target = plan.selection.target
+    conversations = {family.name for family in plan.families if family.region_labels == "conversation"}
     unit, total = ("question", target) if target else ("scene", len(order))
     with tqdm(total=total, desc=plan.name, unit=unit, disable=not progress) as bar:
         for batch in _in_order(plan, order, pool):
@@ -152,7 +154,9 @@ def stream(plan: SplitPlan, selector: Selector, pool: concurrent.futures.Executo
             for made in batch:
                 record = selector.take(*made)
                 if record is not None:
-                    yield Made(record, made.fingerprint)
+                    # What was dropped has left gaps in the numbers of the marks.
+                    kept = renumber(record.questions, conversations)
+                    yield Made(dataclasses.replace(record, questions=kept), made.fingerprint)
                 if selector.full:
                     return
             bar.update(selector.kept - before if target else len(batch))

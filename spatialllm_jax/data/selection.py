@@ -12,6 +12,7 @@ from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.balance import BALANCED, Balancer, answer_key
 from spatialllm_jax.questions.build import FAMILIES
+from spatialllm_jax.questions.labels import family_of
 from spatialllm_jax.questions.types import Question
 
 
@@ -135,7 +136,7 @@ class Selector:
             cap = self._caps.get(kind, {}).get(key, quotas.get(kind, 0))
             if self._types[kind] >= quotas.get(kind, 0) or self._counts[kind, key] >= cap:
                 return False
-        if not self._balancer.keep(question, question.id.rsplit("/", 2)[-2]):
+        if not self._balancer.keep(question, family_of(question)):
             return False
         self._counts[kind, key] += 1
         self._types[kind] += 1

@@ -29,7 +29,8 @@ def _plain(text: str) -> str:
 def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     """Index of the option that `answer` names, or None when that cannot be read from it.
 
-    The whole answer may be an option's text (articles, case and punctuation aside). Else letters ("B",
+    The whole answer may be an option's text (articles, case and punctuation aside). Where the options are a yes
+    and a no, the word that the answer opens with decides. Else letters ("B",
     "(b)", "B. the car", "the answer is B"), options' texts and their region labels are collected, and the
     answer counts when all of them mean the same option. A text that is negated names nothing.
     """
@@ -40,6 +41,10 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     exact = [index for index, option in enumerate(plain) if option == _plain(text)]
     if exact:
         return exact[0] if len(exact) == 1 else None
+    if sorted(option.split()[0] for option in plain if option) == ["no", "yes"]:
+        opening = re.match(r"\W*(yes|no)\b(?:\W+(?:and|or|but))?(\W+(?:yes|no)\b)?", text, re.IGNORECASE)
+        if opening:  # what follows the word repeats the claim or its denial
+            return None if opening.group(2) else [option.split()[0] for option in plain].index(opening.group(1).lower())
     letters = _letters(text)
     if any(index >= len(options) for index in letters):
         return None

@@ -56,5 +56,20 @@ def test_every_option_is_read_back_from_its_own_text():
         assert [parse_choice(option, options) for option in options] == list(range(len(options)))
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("Yes", 0), ("no.", 1), ("No, it is not.", 1), ("yes, the front side of the car faces the camera", 0),
+     ("Yes and no", None), ("no, yes", None), ("Perhaps", None), ("The car is nosy", None),
+     ("No, the front side of the car is not facing the camera.", 1)],
+)
+def test_yes_and_no(answer, expected):
+    claim = "the front side of the car is {}facing the camera."
+    options = (f"Yes, {claim.format('')}", f"No, {claim.format('not ')}")
+    assert parse_choice(answer, options) == expected
+    flipped = None if expected is None else 1 - expected
+    assert parse_choice(answer, options[::-1]) == flipped
+    assert parse_choice(answer, ("Yes", "No")) == expected
+
+
 def test_equal_options_name_none():
     assert parse_choice("the car", ("the car", "car")) is None

@@ -98,7 +98,7 @@ def test_a_full_or_read_only_disk(number, said, monkeypatch, capsys, tmp_path):
         raise OSError(number, "no", str(folder))
 
     monkeypatch.setattr(storage, "_write_split", full)
-    code = run(monkeypatch, "launch.generate", "--dataset", "spatial_vqa", "--count", "2", "--out", str(folder))
+    code = run(monkeypatch, "launch.generate", "--dataset", "captions", "--count", "2", "--out", str(folder))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and error.startswith("error: cannot write: ") and said in error
     assert list(tmp_path.iterdir()) == []
