@@ -18,8 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.source = "scenes"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
     config.splits = ml_collections.ConfigDict({"train": {
-        "count": 0, "families": ["spatial_ft", "spatial_ft_names"], "questions": 1_000_000, "category_slack": 20,
-        "near_duplicates": 4}})
+        **families.SPLIT, "families": ["spatial_ft", "spatial_ft_names"], "questions": 1_000_000,
+        "category_slack": 20}})
     config.families = ml_collections.ConfigDict({
         "spatial_ft": families.SPATIAL_FT,
         # Fewer of these: names must be unique in the picture.

@@ -19,6 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.source = "imagenet3d"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
     config.splits = ml_collections.ConfigDict({"train": {
-        "count": 0, "families": ["probing"], "questions": 166_000, "near_duplicates": 4}})
+        **families.SPLIT, "families": ["probing"], "questions": 166_000}})
     config.families = ml_collections.ConfigDict({"probing": families.PROBING_VIEWPOINTS})
     return config

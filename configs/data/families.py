@@ -1,7 +1,12 @@
-"""Question families that several datasets share: type -> most questions of it per image."""
+"""Splits and question families that several datasets share; types: most questions of it per image."""
 
 from spatialllm_jax.questions.types import SPATIAL_TYPES, VIEW_TYPES
 
+# Everything that a split can be told, at its default (`data.selection`, `data.generation.SplitPlan`).
+SPLIT = {"count": 0, "quotas": {}, "questions": 0, "category_slack": 2, "near_duplicates": 4, "keep_empty": False,
+         "even_sources": False}
+# Rendered scenes are told apart by their seeds: no look for near-duplicates, and no picture is left out.
+RENDERED_SPLIT = {**SPLIT, "near_duplicates": 0, "keep_empty": True}
 # Stand-in for CC558K: one caption per image.
 CAPTIONS = {"types": {"caption": 1}}
 # Stand-in for Mix665K: ordinary visual questions without 3D.

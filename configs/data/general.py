@@ -12,6 +12,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.source = "rendered"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
     config.splits = ml_collections.ConfigDict({"train": {
-        "count": 2000, "families": ["general"], "near_duplicates": 0, "keep_empty": True}})
+        **families.RENDERED_SPLIT, "count": 2000, "families": ["general"]}})
     config.families = ml_collections.ConfigDict({"general": families.GENERAL})
     return config

@@ -32,12 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
         "stacked": 0.0, "raised": 0.25, "raise_all": True, "field_of_view": (45.0, 60.0), "categories": _CATEGORIES})
     config.splits = ml_collections.ConfigDict(
         {
-            # Strict balance by category leaves few comparisons; only the test needs it. Rendered scenes are told
-            # apart by their seeds: no look for near-duplicates.
-            "train": {"count": 4800, "families": ["general", "probing", "spatial_ft"], "category_slack": 100,
-                      "near_duplicates": 0, "keep_empty": True},
-            "test": {"count": 1000, "families": ["spatial_vqa"], "category_slack": 1, "near_duplicates": 0,
-                     "keep_empty": True},
+            # Strict balance by category leaves few comparisons; only the test needs it.
+            "train": {**families.RENDERED_SPLIT, "count": 4800, "families": ["general", "probing", "spatial_ft"],
+                      "category_slack": 100},
+            "test": {**families.RENDERED_SPLIT, "count": 1000, "families": ["spatial_vqa"], "category_slack": 1},
         }
     )
     config.families = ml_collections.ConfigDict(

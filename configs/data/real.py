@@ -21,9 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
         "mesh_folder": "runs/real/meshes", "mesh_cache": "runs/real/mesh_cache", "mesh_max_faces": 8000,
         "field_of_view": (45.0, 60.0)})
     config.splits = ml_collections.ConfigDict({
-        "train": {"count": 1000, "families": ["captions", "probing"], "near_duplicates": 0, "keep_empty": True},
-        "test": {"count": 48, "families": ["captions", "probing", "spatial_vqa"], "near_duplicates": 0,
-                 "keep_empty": True}})
+        "train": {**families.RENDERED_SPLIT, "count": 1000, "families": ["captions", "probing"]},
+        "test": {**families.RENDERED_SPLIT, "count": 48, "families": ["captions", "probing", "spatial_vqa"]}})
     config.families = ml_collections.ConfigDict({
         "captions": families.CAPTIONS,
         "probing": {**families.PROBING, **_NAMED},

@@ -23,6 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.source = "omni3d"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
     config.splits = ml_collections.ConfigDict({"test": {
-        "count": 0, "families": ["spatial_vqa"], "quotas": QUOTAS, "even_sources": True, "near_duplicates": 4}})
+        **families.SPLIT, "families": ["spatial_vqa"], "quotas": QUOTAS, "even_sources": True}})
     config.families = ml_collections.ConfigDict({"spatial_vqa": families.SPATIAL_VQA})
     return config

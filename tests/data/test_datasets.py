@@ -139,3 +139,66 @@ def test_bad_input(arguments, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         generate.main([*arguments, "--out", "x"])
     assert list(tmp_path.iterdir()) == []
+
+
+def make_apollo(root):
+    from tests.sources.test_apollo import CAR, PLACE
+
+    for part in ("RGB", "Object_GroundTruth"):
+        (root / part / PLACE).mkdir(parents=True)
+    Image.new("RGB", (1920, 1080)).save(root / "RGB" / PLACE / "0000000.jpg")
+    far = "0 13 Bus 0.00 0 1.85 900 150 1100 320 3.00 9.00 2.60 4.00 0.85 40.00 2.10"
+    (root / "Object_GroundTruth" / PLACE / "0000000.txt").write_text(f"{CAR}\n{far}\n")
+
+
+def make_imagenet3d(root):
+    from tests.sources.test_imagenet3d import ENTRY, HEIGHT, WIDTH
+
+    for category, azimuth in (("car", 0.1), ("chair", 3.1), ("bottle", 1.0)):
+        for part in ("images", "annotations"):
+            (root / part / category).mkdir(parents=True)
+        (root / "lists").mkdir(exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / category / "n1.JPEG")
+        entries = [{**ENTRY, "class": category, "azimuth": azimuth}]
+        np.savez(root / "annotations" / category / "n1.npz", annotations=entries)
+        (root / "lists" / f"{category}_imagenet_train.txt").write_text("n1\n")
+
+
+def make_bop(root):
+    from tests.sources.test_bop import INFO, LOOKS_DOWN, MODEL, TRUTH, K
+
+    scene = root / "train" / "000002"
+    (scene / "rgb").mkdir(parents=True)
+    (root / "models").mkdir()
+    (root / "models/models_info.json").write_text(json.dumps({"1": MODEL, "5": MODEL}))
+    Image.new("RGB", (640, 480)).save(scene / "rgb/000007.png")
+    far = {**TRUTH, "obj_id": 5, "cam_t_m2c": [300.0, 100, 1500]}
+    (scene / "scene_camera.json").write_text(json.dumps(
+        {"7": {"cam_K": K, "depth_scale": 1.0, "cam_R_w2c": LOOKS_DOWN}}))
+    (scene / "scene_gt.json").write_text(json.dumps({"7": [TRUTH, far]}))
+    (scene / "scene_gt_info.json").write_text(json.dumps({"7": [INFO, {**INFO, "bbox_visib": [400, 260, 60, 50]}]}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "dataset", "asked", "not_asked"),
+    [
+        ("apollo", make_apollo, "3di_ft1m", {"closer_to_camera", "facing_camera"}, set()),
+        # No lengths of ImageNet3D are comparable, and bottles have no front.
+        ("imagenet3d", make_imagenet3d, "3di_pb_in166k", {"azimuth", "elevation", "facing_camera"},
+         {"depth", "distance"}),
+        ("bop", make_bop, "3di_ft1m", {"closer_to_camera"}, {"facing_camera", "on_which_side", "same_direction"}),
+    ],
+)
+def test_every_source_through_the_door(kind, make, dataset, asked, not_asked, tmp_path):
+    (tmp_path / "lm").mkdir()
+    make(tmp_path / "lm")
+    generate.main(["--dataset", dataset, "--input", f"{kind}:{tmp_path / 'lm'}", "--out", str(tmp_path / "d"),
+                   "--workers", "1", "--config.splits.train.category_slack=100"])
+    found = questions_of(tmp_path / "d", "train")
+    types = {q.type for _, q in found}
+    assert asked <= types and not not_asked & types
+    assert all(recheck(q, scene_from_json(record.scene)) is None for record, q in found)
+    if kind == "imagenet3d":
+        assert not any(r.phrase == "bottle" for _, q in found if q.type in ("azimuth", "facing_camera")
+                       for r in q.regions)
+        assert any(r.phrase == "bottle" for _, q in found for r in q.regions)
