@@ -14,7 +14,7 @@ JOBS ?= 2
 # torch is only an oracle for tests; `make test EXTRAS=test` leaves it (and the parity tests) out.
 EXTRAS ?= test,torch
 
-.PHONY: help quickstart test test-slow lint real setup-quickstart setup-test clean
+.PHONY: help quickstart roadmap test test-slow lint real setup-quickstart setup-test clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -49,6 +49,9 @@ test: setup-test ## lint, types and tests (under 12 minutes on 2 cores)
 
 test-slow: setup-test ## the longer proofs
 	$(RUN) -m pytest -m slow
+
+roadmap: setup-quickstart ## all ten rows of Table 2 at `tiny`, its table and Fig. 6 (at most three hours)
+	$(RUN) -m launch.roadmap --budget $(BUDGET) --seed $(SEED)
 
 real: setup-quickstart ## real weights and real photographs; see docs/real.md
 	$(RUN) -m launch.fetch_assets --only smollm2,dinov2,meshes --out assets

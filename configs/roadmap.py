@@ -15,7 +15,7 @@ from spatialllm_jax.errors import UserError
 ROWS = {
     "llava15": ("llava15", "tiny_clip", "", "", ""),
     "clip_mae": ("clip_mae", "tiny_clip_mae", "", "", ""),
-    "clip_dinov2": ("clip_dinov2", "tiny", "", "", ""),
+    "clip_dinov2": ("clip_dinov2", "tiny_vicuna", "", "", ""),
     "llama3": ("spatialllm_8b", "tiny", "", "", ""),
     "ft1m": ("spatialllm_8b", "tiny", "", "", "3di_ft1m"),
     "align_ft1m": ("spatialllm_8b", "tiny", "", "3di_ft1m", "3di_ft1m"),
@@ -41,6 +41,8 @@ SOLID_WORDS = ("category", "colour", "azimuth", "distance")
 TINY_GENERAL = {"where": 1.0, "colour": 1.0, "presence": 1.0, "left_right": 0.3, "what": 0.3, "count": 0.15,
                 "caption": 0.15}
 TINY_PROBING = {"azimuth": 1.5, "depth": 1.0}
+# What the two probing sets know best: human angles of objects, or estimated depths and distances of scenes.
+TINY_PROBING_OF = {"3di_pb_in166k": TINY_PROBING, "3di_pb_oi1m": {"depth": 1.5, "distance": 1.0, "azimuth": 0.5}}
 TINY_FT = {**SPATIAL, "closer_to_camera": 1.5, "facing_camera": 2.0, "higher": 1.5, "same_direction": 1.5,
            "azimuth": 1.0, "depth": 1.0}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
@@ -132,7 +134,7 @@ def _tiny(row: str) -> ConfigDict:
             "log_every": 10}
         return config
     config.weights["vision/clip"] = "runs/quickstart/clip/clip/model"
-    if model == "tiny":
+    if model in ("tiny", "tiny_vicuna"):
         config.weights["vision/dinov2"] = "runs/quickstart/weights/dinov2-vit-s14"
     rows = {"batch_size": 8, "length": 120, "images": 1, "image_size": 168, "packing": False}
     # No pretrained language model is this small, so the random one trains from stage 1 on.
@@ -161,7 +163,7 @@ def _tiny(row: str) -> ConfigDict:
         **common, "steps": 2200, "optimizer": {"learning_rate": 1.2e-3, "warmup": 0.02, **rate},
         "sources": {"general": _source(data, TINY_GENERAL, 1.0, "branches", 12)}}
     if align:
-        probing = TINY_PROBING if align.startswith("3di_pb") else SPATIAL
+        probing = TINY_PROBING_OF.get(align, SPATIAL)
         config.stages.align.sources.captions.weight = 0.4
         config.stages.align.sources[align] = _source(data, probing, 0.6, "branches", 12)
     if tune:

@@ -11,53 +11,17 @@ an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from launch import cli
-from launch import config as configs
+from launch import cli, tiny_rows
+from launch.tiny_rows import Clock, Plan
 from spatialllm_jax.errors import UserError
 
 ROWS = {"llama3": "without 3D data", "align_in166k": "with 3D data"}
-CONFIG = "configs/roadmap.py"
-SCENES, TEST_SCENES = 4800, 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one quickstart does.
-
-    Attributes:
-        out: folder of everything.
-        budget: factor on the training steps; scenes grow with its square root.
-        seed: of scenes, initial weights and the order of the data.
-        dinov2: "auto" (hub, then registry), "random", or an asset file.
-        workers: processes that work side by side, one core or more each.
-    """
-
-    out: Path
-    budget: float
-    seed: int
-    dinov2: str
-    workers: int
-
-    def scenes(self, full: int, least: int) -> int:
-        """Number of scenes for this budget."""
-        return max(least, round(full * min(self.budget ** 0.5, 2.0) / 16) * 16)
-
-    def steps(self, full: int) -> int:
-        """Number of updates for this budget."""
-        return max(4, round(full * self.budget))
+MAIN = "align_in166k"
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -73,16 +37,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.budget <= 0:
         raise UserError(f"--budget {args.budget} must be positive")
     plan = Plan(Path(args.out), args.budget, args.seed, args.dinov2, max(1, args.workers))
-    _check_writable(plan.out)
+    tiny_rows.check_writable(plan.out)
     settings = {"budget": plan.budget, "seed": plan.seed, "dinov2": plan.dinov2}
-    _same_settings(plan.out / "quickstart.json", settings)
+    tiny_rows.same_settings(plan.out / "quickstart.json", settings)
 
-    started, spent = time.monotonic(), Clock(plan.out / "clock.json")
-    spent("scenes and questions", lambda: _data(plan))
-    spent("DINOv2 weights", lambda: _dinov2(plan))
-    spent("stage 0: a small CLIP", lambda: _clip(plan))
-    spent("frozen features", lambda: _features(plan))
-    spent("stages 1 and 2 of both rows", lambda: _rows(plan))
+    started, spent = time.monotonic(), Clock(plan.out / "clock.json", 6)
+    spent("scenes and questions", lambda: tiny_rows.make_data(plan))
+    spent("DINOv2 weights", lambda: tiny_rows.provide_dinov2(plan))
+    spent("stage 0: a small CLIP", lambda: tiny_rows.train_clip(plan))
+    spent("frozen features", lambda: tiny_rows.prepare_row_features(plan, MAIN))
+    spent("stages 1 and 2 of both rows", lambda: tiny_rows.train_rows(plan, list(ROWS)))
     spent("evaluation", lambda: _evaluate(plan))
     summary = _report(plan, spent.minutes())
     minutes = (time.monotonic() - started) / 60
@@ -91,213 +55,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     return summary
 
 
-class Clock:
-    """Runs the parts in turn, says what happens, and remembers how long each took over all runs."""
-
-    def __init__(self, file: Path):
-        self._file = file
-        self._seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-        self._part = 0
-
-    def __call__(self, name: str, part: Callable[[], None]) -> None:
-        self._part += 1
-        print(f"\n[{self._part}/6] {name}", flush=True)
-        began = time.monotonic()
-        try:
-            part()
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
-            self._file.write_text(json.dumps(self._seconds))
-        print(f"      {time.monotonic() - began:.0f} s", flush=True)
-
-    def minutes(self) -> float:
-        """Minutes of all parts, earlier runs of the same folder included."""
-        return sum(self._seconds.values()) / 60
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written: {error.strerror}") from None
-    if shutil.disk_usage(folder).free < 3 << 30:
-        raise UserError(f"--out {folder}: less than 3 GiB free; free space or choose another folder")
-
-
-def _same_settings(file: Path, settings: dict[str, Any]) -> None:
-    if file.exists() and json.loads(file.read_text()) != settings:
-        raise UserError(f"{file.parent} holds a quickstart with other settings ({file.read_text()}); "
-                        "choose another --out or delete it")
-    file.write_text(json.dumps(settings))
-
-
-def _data(plan: Plan) -> None:
-    from launch import generate
-
-    counts = f"train={plan.scenes(SCENES, 48)},test={plan.scenes(TEST_SCENES, 24) if plan.budget < 1 else TEST_SCENES}"
-    generate.main(["--dataset", "quickstart", "--out", str(plan.out / "data"), "--seed", str(plan.seed),
-                   "--count", counts, "--workers", str(plan.workers)])
-
-
-def _dinov2(plan: Plan) -> None:
-    from convert import dinov2_hub
-
-    target = plan.out / "weights" / "dinov2-vit-s14"
-    if (target / "config.json").exists():
-        print(f"      {target} is there")
-        return
-    print(f"      {dinov2_hub.provide(plan.dinov2, target, plan.out / 'assets', plan.seed)}")
-
-
-def _config(plan: Plan, row: str) -> Any:
-    """The row's config with this run's paths and budget."""
-    config = configs.load(f"{CONFIG}:{row}", ["--config.size=tiny"])
-    config.seed = plan.seed
-    config.features = str(plan.out / "features")
-    for prefix, folder in {"vision/clip": "clip/clip/model", "vision/dinov2": "weights/dinov2-vit-s14"}.items():
-        if prefix in config.weights:
-            config.weights[prefix] = str(plan.out / folder)
-    for stage in config.stages.values():
-        stage.steps = plan.steps(stage.steps)
-        for source in stage.sources.values():
-            source.path = str(plan.out / "data")
-    tokenizer = plan.out / "clip"
-    config.tokenizer = "" if row == "clip" else str(tokenizer)
-    return config
-
-
-def _clip(plan: Plan) -> None:
-    _train(_config(plan, "clip"), plan.out / "clip")
-
-
-def _train(config: Any, workdir: Path) -> None:
-    from spatialllm_jax.training.run import train_row
-
-    train_row(config.to_dict(), workdir)
-
-
-def _features(plan: Plan) -> None:
-    """Features of the training pictures, before two rows ask for them at once."""
-    from spatialllm_jax.training.run import prepare_features
-
-    prepare_features(_config(plan, "align_in166k").to_dict())
-
-
-def _rows(plan: Plan) -> None:
-    """Trains the rows, side by side when there are cores for it: two programs on a core each finish sooner
-    than one after the other on both."""
-    commands = {}
-    for row in ROWS:
-        config = _config(plan, row)
-        workdir = plan.out / "rows" / row
-        overrides = [f"--config.{key}={value}" for key, value in _flat(config.to_dict()) if value is not None]
-        commands[row] = ([sys.executable, "-m", "launch.train", f"--config={CONFIG}:{row}", "--config.size=tiny",
-                          *overrides, f"--workdir={workdir}", "--quiet"],
-                         [(workdir / name, stage.steps) for name, stage in config.stages.items()])
-    if plan.workers > 1:
-        _side_by_side(commands)
-    else:
-        for row, command in commands.items():
-            _side_by_side({row: command})
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Only what a quickstart changes: seeds, paths and steps."""
-    pairs = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}.")
-        elif key in ("seed", "features", "steps", "path", "tokenizer") or prefix == "weights.":
-            pairs.append((prefix + key, value))
-    return pairs
-
-
-def _side_by_side(commands: dict[str, tuple[list[str], list[tuple[Path, int]]]]) -> None:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = len(cores) // len(commands)
-    running = {}
-    total = sum(steps for _, stages in commands.values() for _, steps in stages)
-    try:
-        for index, (row, (command, stages)) in enumerate(commands.items()):
-            stages[0][0].parent.mkdir(parents=True, exist_ok=True)
-            log = (stages[0][0].parent / "train.log").open("ab")
-            mine = ",".join(str(core) for core in cores[index * share:(index + 1) * share])
-            running[row] = subprocess.Popen([*command, *(["--cores", mine] if mine else [])], stdout=log,
-                                            stderr=subprocess.STDOUT)
-        with tqdm(total=total, desc="rows", unit="step", mininterval=1.0) as bar:
-            while any(process.poll() is None for process in running.values()):
-                time.sleep(2.0)
-                done = {row: sum(_done(folder, steps) for folder, steps in stages)
-                        for row, (_, stages) in commands.items()}
-                bar.update(sum(done.values()) - bar.n)
-                bar.set_postfix({row: f"loss {_last(stages)}" for row, (_, stages) in commands.items()}, refresh=False)
-                if any(process.poll() not in (None, 0) for process in running.values()):
-                    break
-    finally:
-        for process in running.values():
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    for row, process in running.items():
-        if process.returncode != 0:
-            record = commands[row][1][0][0].parent / "train.log"
-            lines = [line for line in record.read_text().splitlines() if line.startswith("error:")]
-            why = lines[-1].removeprefix("error: ") if lines else f"see {record}"
-            raise UserError(f"training row {row} failed: {why}")
-
-
-def _done(folder: Path, steps: int) -> int:
-    if (folder / "model" / "chat.json").exists():
-        return steps
-    last = _last_line(folder)
-    return int(last["step"]) if last else 0
-
-
-def _last(stages: list[tuple[Path, int]]) -> str:
-    for folder, _ in reversed(stages):
-        if last := _last_line(folder):
-            return f"{last['loss']:.2f}"
-    return "-"
-
-
-def _last_line(folder: Path) -> dict[str, Any] | None:
-    """The newest complete line of a stage's metrics, from the end of the file: this is asked all the time."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return None
-    try:
-        return json.loads(lines[-1]) if lines else None
-    except json.JSONDecodeError:
-        return None
-
-
 def _evaluate(plan: Plan) -> None:
     from launch import evaluate
 
-    for row in ROWS:
-        out = plan.out / "evaluation" / row
-        if (out / "scores.json").exists():
-            print(f"      {out} is there")
-            continue
-        blind = ["--blind"] if row == "align_in166k" else []
-        evaluate.main(["--model", str(plan.out / "rows" / row / "tune" / "model"), "--data", str(plan.out / "data"),
-                       "--out", str(out), "--features", str(plan.out / "features"), "--row-length", "256", *blind])
+    tiny_rows.evaluate_rows(plan, list(ROWS), MAIN)
     generated = plan.out / "evaluation" / "generated"
     if not (generated / "scores.json").exists():
-        evaluate.main(["--model", str(plan.out / "rows" / "align_in166k" / "tune" / "model"),
+        evaluate.main(["--model", str(plan.out / "rows" / MAIN / "tune" / "model"),
                        "--data", str(plan.out / "data"), "--out", str(generated), "--answer", "generate",
                        "--max-new-tokens", "8", "--limit", "100", "--batch-size", "64"])
 
 
 def _scores(plan: Plan) -> dict[str, dict[str, Any]]:
-    loaded = {row: json.loads((plan.out / "evaluation" / row / "scores.json").read_text()) for row in ROWS}
-    return {**{row: tree["scores"] for row, tree in loaded.items()}, "blind": loaded["align_in166k"]["blind"]}
+    loaded = tiny_rows.scores_of(plan, list(ROWS))
+    return {**{row: tree["scores"] for row, tree in loaded.items()}, "blind": loaded[MAIN]["blind"]}
 
 
 def _table(plan: Plan) -> str:
@@ -313,9 +84,7 @@ def _report(plan: Plan, minutes: float) -> dict[str, Any]:
     summary = {"minutes": round(minutes, 2), "rows": {row: scores[row] for row in ROWS}, "blind": scores["blind"],
                "seed": plan.seed, "budget": plan.budget}
     report.write(plan.out, summary, ROWS)
-    partial = plan.out / "summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=1))
-    os.replace(partial, plan.out / "summary.json")
+    tiny_rows.write_summary(plan, summary)
     return summary
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from launch import cli
 from launch import config as configs
 from launch.fetch_assets import ASSETS
-from launch.quickstart import Clock
+from launch.tiny_rows import Clock
 from spatialllm_jax.errors import UserError
 
 CONFIG = "configs/real.py"
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     plan.out.mkdir(parents=True, exist_ok=True)
     if args.photos_only:
         return {"photographs": ask_photographs(plan)}
-    spent, questions = Clock(plan.out / "clock.json"), {}
+    spent, questions = Clock(plan.out / "clock.json", 6), {}
     spent("questions about photographs", lambda: questions.update(ask_photographs(plan)))
     spent("scenes of Sweet Home 3D's meshes", lambda: make_scenes(plan))
     spent("real weights", lambda: make_weights(plan))

@@ -57,6 +57,8 @@ TINY_CLIP = clip_vision(168, 28, 128, 4, 4)
 TINY_DINOV2 = replace(DINOV2_S, image_size=168, feature_layer=6)
 TINY_LLAMA = LlamaConfig(512, 128, 4, 4, 4, 32, 384, rope_theta=500000.0, tie_embeddings=True, embedding_init=0.1,
                          attention_init="match")
+# Vicuna's stand-in: Llama 2's rotary base. What else sets Vicuna apart, its training, has no tiny counterpart.
+TINY_VICUNA = replace(TINY_LLAMA, rope_theta=10000.0)
 TINY_CONNECTOR = ConnectorConfig(grid=12, merge=2, hidden=256, norm="layer")
 
 NANO_CLIP = clip_vision(16, 8, 16, 2, 2)
@@ -84,8 +86,9 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "smollm2_135m_dinov2": lambda: _whole((TINY_DINOV2,), SMOLLM2_135M, TINY_CONNECTOR),
     # A laptop's size: set llm.vocab_size to the tokenizer's.
     "tiny": lambda: _whole((TINY_CLIP, TINY_DINOV2), TINY_LLAMA, TINY_CONNECTOR),
-    "tiny_clip": lambda: _whole((TINY_CLIP,), TINY_LLAMA, TINY_CONNECTOR),
-    "tiny_clip_mae": lambda: _whole((TINY_CLIP, mae_vision(168, 14, 128, 4, 4)), TINY_LLAMA, TINY_CONNECTOR),
+    "tiny_vicuna": lambda: _whole((TINY_CLIP, TINY_DINOV2), TINY_VICUNA, TINY_CONNECTOR),
+    "tiny_clip": lambda: _whole((TINY_CLIP,), TINY_VICUNA, TINY_CONNECTOR),
+    "tiny_clip_mae": lambda: _whole((TINY_CLIP, mae_vision(168, 14, 128, 4, 4)), TINY_VICUNA, TINY_CONNECTOR),
     # As small as it gets, for tests.
     "nano": lambda: _whole((NANO_CLIP, NANO_DINOV2), NANO_LLAMA, NANO_CONNECTOR),
     "nano_clip": lambda: _whole((NANO_CLIP,), NANO_LLAMA, NANO_CONNECTOR),
