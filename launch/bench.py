@@ -14,6 +14,7 @@ from launch import cli
 from spatialllm_jax.errors import UserError
 
 BENCHMARKS = {
+    "checkpoint": "launch.bench_checkpoint",
     "convert": "launch.bench_convert",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",

@@ -89,9 +89,13 @@ class Checkpoints:
         found: dict[str, Any] = restored["state"]
         return dataclasses.replace(state, **{**found, "rng": jax.random.wrap_key_data(found["rng"])})
 
-    def close(self) -> None:
-        """Waits for pending saves."""
+    def wait(self) -> None:
+        """Returns when pending saves are complete."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for pending saves, and ends."""
+        self.wait()
         self._manager.close()
 
 
