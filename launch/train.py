@@ -6,6 +6,7 @@ A run is resumed by the same command.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -24,6 +25,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--config", required=True, metavar="FILE[:ROW]",
                         help="e.g. configs/roadmap.py:align_in166k; override with --config.key=value")
     parser.add_argument("--workdir", help="folder of the run (default: runs/ROW-SIZE)")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="train nothing: print parameters, steps, operations and hours of every stage")
+    parser.add_argument("--assume", default="NVIDIA A100:8:0.45", metavar="DEVICE:NUMBER:MFU",
+                        help="the machine that --dry-run counts hours for")
     parser.add_argument("--cores", help="CPU cores to stay on, e.g. 0 or 0,1 (Linux)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files into each stage")
@@ -39,6 +44,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
     workdir = Path(args.workdir or f"runs/{config.row}-{config.size}")
+    if args.dry_run:
+        return _cost(config.to_dict(), args.assume)
     if args.cores:
         _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
@@ -62,6 +69,23 @@ def main(argv: list[str]) -> dict[str, Any]:
             print(f"{name}: step {metrics['step']} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f}")
     print(f"model: {summary['model']}")
     return summary
+
+
+def _cost(config: dict[str, Any], assume: str) -> dict[str, Any]:
+    from spatialllm_jax.models.flops import PEAKS, peak
+    from spatialllm_jax.training.cost import row_cost, text_table
+
+    try:
+        device, number, mfu = assume.rsplit(":", 2)
+        speed, devices, share = peak(device), int(number), float(mfu)
+        if speed is None or devices < 1 or not 0 < share <= 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--assume {assume} is not DEVICE:NUMBER:MFU, such as 'NVIDIA A100:8:0.45'; devices are "
+                        f"{', '.join(PEAKS)}") from None
+    costs = row_cost(config, devices=devices, peak=speed, mfu=share)
+    print(f"row {config['row']} on {devices} x {device} at an assumed MFU of {share:.0%}\n{text_table(costs)}")
+    return {"row": config["row"], "assume": assume, "stages": [dataclasses.asdict(cost) for cost in costs]}
 
 
 def _pin(cores: str) -> None:
