@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,15 @@ def scene_from_json(text: str, encoded: bytes | None = None, path: str | None = 
         UserError: when the text is not such JSON; the sentence names the missing key.
     """
     try:
-        data: dict[str, Any] = json.loads(text)
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"scene JSON is not one that this program wrote ({error!r}); regenerate it") from error
+    return scene_from_dict(data, encoded, path)
+
+
+def scene_from_dict(data: Mapping[str, Any], encoded: bytes | None = None, path: str | None = None) -> Scene:
+    """The scene of parsed JSON; see `scene_from_json`."""
+    try:
         camera = data["camera"]
         gravity = camera["gravity"]
         return Scene(

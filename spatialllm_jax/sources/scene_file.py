@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import valid_box
-from spatialllm_jax.scene.serialize import scene_from_json, scene_to_json
+from spatialllm_jax.scene.serialize import scene_from_dict, scene_to_json
 from spatialllm_jax.scene.types import Scene
 from spatialllm_jax.sources.loaded import camera_fault, inside
 
@@ -61,8 +61,8 @@ def read_scene(path: str, index: int) -> Scene:
     """Scene `index` of a file that `write_scenes` wrote."""
     with Path(path).open("rb") as file:
         file.seek(_starts(path)[index])
-        text = file.readline().decode()
-    return scene_from_json(text, path=json.loads(text)["file"])
+        data = json.loads(file.readline())
+    return scene_from_dict(data, path=data["file"])
 
 
 @functools.lru_cache(maxsize=16)
@@ -115,13 +115,13 @@ def read(path: str, split: str, ignored: Counter[str]) -> Iterator[Scene]:
 
 def _scene(source: Path, number: int, line: str) -> Scene:
     try:
-        name = json.loads(line)["file"]
-        picture = inside(source.parent, name)
+        data = json.loads(line)
+        picture = inside(source.parent, data["file"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"line {number} of {source} is no scene ({error!r}); see docs/conventions.md") from error
     if not picture.is_file():
         raise UserError(f"image {picture} of line {number} in {source} is missing; fetch it")
     try:
-        return scene_from_json(line, path=str(picture))
+        return scene_from_dict(data, path=str(picture))
     except UserError as error:
         raise UserError(f"line {number} of {source} is no scene: {error}") from error
