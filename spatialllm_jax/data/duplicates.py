@@ -62,10 +62,9 @@ class NearIndex:
         return None
 
 
-def write_fingerprints(folder: Path, entries: list[tuple[str, str, int]]) -> None:
-    """Writes (split, image id, fingerprint) lines beside a dataset, for later ones to keep clear of."""
-    lines = [f"{split}\t{image_id}\t{value:016x}\n" for split, image_id, value in entries]
-    (folder / FILE).write_text("".join(lines))
+def fingerprint_line(split: str, image_id: str, value: int) -> str:
+    """A line of the file `FILE` that stands beside a dataset, for later ones to keep clear of its pictures."""
+    return f"{split}\t{image_id}\t{value:016x}\n"
 
 
 def read_fingerprints(folder: Path) -> list[tuple[str, int]]:

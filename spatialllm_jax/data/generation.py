@@ -16,6 +16,8 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +28,8 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from spatialllm_jax.data.duplicates import fingerprint, read_fingerprints, write_fingerprints
+from spatialllm_jax.data import duplicates
+from spatialllm_jax.data.duplicates import fingerprint, fingerprint_line, read_fingerprints
 from spatialllm_jax.data.images import image_size
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.selection import Pictures, SelectionConfig, Selector
@@ -231,23 +234,25 @@ def generate(
         for image_id, value in read_fingerprints(other):
             pictures.add(other.name, image_id, value)
     plans = sorted(plans, key=lambda plan: plan.name not in _FIRST)
-    selectors = {plan.name: Selector(plan.name, plan.selection, pictures) for plan in plans}
-    fingerprints: list[tuple[str, str, int]] = []
+    selectors = {plan.name: Selector(plan.name, plan.selection, pictures, plan is plans[-1]) for plan in plans}
 
     def split(plan: SplitPlan, pool: concurrent.futures.Executor | None) -> Iterator[ImageRecord]:
         for record, value in stream(plan, selectors[plan.name], pool, progress):
             if value is not None:
-                fingerprints.append((plan.name, record.image_id, value))
+                lines.write(fingerprint_line(plan.name, record.image_id, value))
             yield record
 
     def more(partial: Path) -> dict[str, Any]:
-        if fingerprints:
-            write_fingerprints(partial, fingerprints)
+        if lines.tell():
+            lines.seek(0)
+            with (partial / duplicates.FILE).open("w") as file:
+                shutil.copyfileobj(lines, file)
         return {"left_out": {n: dict(s.left_out) for n, s in selectors.items() if s.left_out},
                 "short": {n: s.shortages() for n, s in selectors.items() if s.shortages()}}
 
     few = sum(min(plan.count or 2**31, 2**31) for plan in plans) <= 2 * _CHUNK
-    with contextlib.ExitStack() as stack:
+    # Fingerprints wait on disk: a list of a million would not be small.
+    with contextlib.ExitStack() as stack, tempfile.TemporaryFile("w+") as lines:
         pool = None if workers <= 1 or few else stack.enter_context(_pool(workers))
         splits = {plan.name: split(plan, pool) for plan in plans}
         return write_dataset(folder, name, splits, card, overwrite=overwrite, findings=more, extras=extras)

@@ -92,10 +92,13 @@ class Selector:
     """Takes the records of one split in order and keeps what its config allows.
 
     What it keeps depends on the order of the records alone, so it is the same for any number of workers.
+
+    Args:
+        last: whether no split comes after this one, which would have to keep clear of its pictures.
     """
 
-    def __init__(self, split: str, config: SelectionConfig, pictures: Pictures) -> None:
-        self._split, self._config, self._pictures = split, config, pictures
+    def __init__(self, split: str, config: SelectionConfig, pictures: Pictures, last: bool = False) -> None:
+        self._split, self._config, self._pictures, self._last = split, config, pictures, last
         self._balancer = Balancer(category_slack=config.category_slack)
         self._caps = {kind: answer_caps(kind, quota) for kind, quota in config.quotas.items()}
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -123,7 +126,7 @@ class Selector:
         if not kept and not self._config.keep_empty:
             self.left_out["image: no question to keep"] += 1
             return None
-        self._pictures.add(self._split, record.image_id, value)
+        self._pictures.add(self._split, record.image_id, None if self._last else value)
         return dataclasses.replace(record, questions=kept)
 
     def _keep(self, question: Question) -> bool:

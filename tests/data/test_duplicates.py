@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from spatialllm_jax.data.duplicates import NearIndex, fingerprint, read_fingerprints, write_fingerprints
+from spatialllm_jax.data.duplicates import NearIndex, fingerprint, fingerprint_line, read_fingerprints
 from spatialllm_jax.errors import UserError
 
 
@@ -64,7 +64,8 @@ def test_no_picture():
 
 
 def test_files(tmp_path):
-    write_fingerprints(tmp_path, [("test", "a", 5), ("train", "b", 2**64 - 1)])
+    lines = [fingerprint_line("test", "a", 5), fingerprint_line("train", "b", 2**64 - 1)]
+    (tmp_path / "fingerprints.txt").write_text("".join(lines))
     assert read_fingerprints(tmp_path) == [("a", 5), ("b", 2**64 - 1)]
     with pytest.raises(UserError, match="--exclude takes datasets"):
         read_fingerprints(tmp_path / "none")
