@@ -25,6 +25,10 @@ REGION_COLOURS = (
 )  # fmt: skip
 
 
+class ImageError(UserError):
+    """A picture that is missing, cut short or no picture; the input pipeline skips a few of them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Transform:
     """How pixels moved: new = scale * old + offset, per axis, in pixels.
@@ -57,7 +61,7 @@ def decode(encoded: bytes, name: str = "") -> UInt8[np.ndarray, "H W 3"]:
     """Decodes JPEG (quickly) or any other format that PIL knows, to RGB.
 
     Raises:
-        UserError: when the bytes are no picture or are cut short; the sentence names the image.
+        ImageError: when the bytes are no picture or are cut short; the sentence names the image.
     """
     try:
         if simplejpeg.is_jpeg(encoded):
@@ -68,18 +72,19 @@ def decode(encoded: bytes, name: str = "") -> UInt8[np.ndarray, "H W 3"]:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(
+        raise ImageError(
             f"image {name or 'without a name'} cannot be decoded ({error}); replace or remove it"
         ) from error
 
 
 def image_size(encoded: bytes, name: str = "") -> tuple[int, int]:
-    """(width, height) from the header alone. Raises UserError when the bytes are no picture."""
+    """(width, height) from the header alone. Raises ImageError when the bytes are no picture."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return image.size
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"image {name or 'without a name'} is not a picture ({error}); replace or remove it") from error
+        raise ImageError(
+            f"image {name or 'without a name'} is not a picture ({error}); replace or remove it") from error
 
 
 def resize(

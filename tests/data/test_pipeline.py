@@ -1,6 +1,7 @@
 """Batches: determinism, shares of processes, exact resume, packing, and what fills which image slot."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -15,7 +16,7 @@ from spatialllm_jax.errors import UserError
 
 PATCHES = 4
 TEXT = TextConfig("compact", 96, PATCHES)
-ROWS = pipeline.RowConfig(batch_size=4, length=96, images=4, image_size=16, resize="stretch")
+ROWS = pipeline.RowConfig(batch_size=4, length=96, images=4, image_size=16, resize="stretch", window=64)
 
 
 def sources(folder, **kwargs):
@@ -124,12 +125,12 @@ def test_processes_share_the_work(tiny_dataset, tiny_tokenizer):
         return [tuple(batch[name][k].tobytes() for name in ("tokens", "images")) for batch in batches
                 for k in range(len(batch["tokens"]))]
 
-    # Rows leave the packer in shuffled windows of `bins`, so shares are compared as sets of whole windows.
     whole = rows_of(take(stream(tiny_dataset, tiny_tokenizer, rows), 16))
     parts = [rows_of(take(stream(tiny_dataset, tiny_tokenizer, rows, process_index=index, process_count=2), 16))
              for index in range(2)]
-    assert [len(part) for part in parts] == [rows.bins, rows.bins]
-    assert parts[0] != parts[1] and sorted(parts[0] + parts[1]) == sorted(whole)
+    assert [len(part) for part in parts] == [32, 32]
+    # Process 0 has samples 0, 2, 4 ... of the one order, process 1 the others.
+    assert parts[0] != parts[1] and parts[0] == whole[::2] and parts[1] == whole[1::2]
 
 
 def test_epochs_show_every_picture_equally_often_in_another_order_each(tiny_dataset, tiny_tokenizer):
@@ -137,7 +138,7 @@ def test_epochs_show_every_picture_equally_often_in_another_order_each(tiny_data
     mixture = [SourceConfig("captions", tiny_dataset, {"caption": 1.0}, form="plain")]
     seen = [tuple(pixel) for batch in take(stream(tiny_dataset, tiny_tokenizer, rows, mixture=mixture), 6)
             for pixel in batch["images"][:, 0, 0, 0].tolist()]
-    windows = [seen[start:start + 32] for start in (0, 32, 64)]      # 32 bins, two epochs of 16
+    windows = [seen[start:start + 32] for start in (0, 32, 64)]      # two epochs of 16
     for window in windows:
         assert set(collections.Counter(window).values()) == {2} and len(set(window)) == 16
     assert windows[0] != windows[1] != windows[2]
@@ -149,7 +150,8 @@ def test_samples_without_a_supervised_token_are_dropped(tiny_dataset, tiny_token
     text = TextConfig("compact", 1 + PATCHES + longest - 1, PATCHES)       # the longest question never fits
     mixture = [SourceConfig("general", tiny_dataset, {"what": 1.0}, form="dialogue")]
     asked = set()
-    for batch in take(stream(tiny_dataset, tiny_tokenizer, mixture=mixture, text=text), 6):
+    rows = dataclasses.replace(ROWS, max_unsupervised=1.0)
+    for batch in take(stream(tiny_dataset, tiny_tokenizer, rows, mixture=mixture, text=text), 6):
         for row in range(4):
             for segment in range(1, batch["segment_ids"][row].max() + 1):
                 inside = batch["segment_ids"][row] == segment
