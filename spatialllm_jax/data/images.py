@@ -98,20 +98,26 @@ def resize(
     """
     height, width = image.shape[:2]
     moved = transform(width, height, size, mode)
-    if mode == "stretch":
-        return _scaled(image, size, size), moved
+    picture = Image.fromarray(image)
     if mode == "pad":
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
+        # Pillow scales across, then down. Rows of border stay what they are across, so that a wide picture needs the
+        # first pass for its own rows only: the same pixels as from a square canvas, in half the time.
+        if width > height:
+            picture = _scaled(picture, size, height)
         if width != height:
-            canvas = np.empty((side, side, 3), np.uint8)
-            canvas[:] = MEAN_COLOUR
-            canvas[top : top + height, left : left + width] = image
-            image = canvas
-        return _scaled(image, size, size), moved
-    left, top = (-round(offset) for offset in moved.offset)
-    scaled = _scaled(image, round(width * moved.scale[0]), round(height * moved.scale[1]))
-    return np.ascontiguousarray(scaled[top : top + size, left : left + size]), moved
+            canvas = Image.new("RGB", (picture.width if width > height else side, side), MEAN_COLOUR)
+            canvas.paste(picture, (left if width < height else 0, top))
+            picture = canvas
+        picture = _scaled(picture, size, size)
+    elif mode == "square":
+        picture = _scaled(picture, round(width * moved.scale[0]), round(height * moved.scale[1]))
+        left, top = (-round(offset) for offset in moved.offset)
+        picture = picture.crop((left, top, left + size, top + size))
+    else:
+        picture = _scaled(picture, size, size)
+    return np.asarray(picture), moved
 
 
 def transform(width: int, height: int, size: int, mode: str = "pad") -> Transform:
@@ -130,10 +136,8 @@ def transform(width: int, height: int, size: int, mode: str = "pad") -> Transfor
                      (-float((new_width - size) // 2), -float((new_height - size) // 2)), size)
 
 
-def _scaled(image: UInt8[np.ndarray, "H W 3"], width: int, height: int) -> UInt8[np.ndarray, "h w 3"]:
-    if image.shape[1] == width and image.shape[0] == height:
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+def _scaled(picture: Image.Image, width: int, height: int) -> Image.Image:
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def load(
