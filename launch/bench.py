@@ -15,6 +15,7 @@ from spatialllm_jax.errors import UserError
 
 BENCHMARKS = {
     "convert": "launch.bench_convert",
+    "input": "launch.bench_input",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",
 }
