@@ -93,7 +93,7 @@ def _peer() -> Callable[[Path, Any], Callable[[], Iterator[Any]]]:
         import torch
         from transformers import CLIPImageProcessor, logging
     except ImportError:
-        raise UserError("the benchmark compares with PyTorch, which is not installed; install the extra torch") from None
+        raise UserError("the benchmark compares with PyTorch, which is missing; install the extra torch") from None
     logging.set_verbosity_error()
 
     class Pictures(torch.utils.data.Dataset):

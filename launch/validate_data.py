@@ -99,7 +99,7 @@ def _print_source(label: str, path: str, report: Any) -> None:
         print(f"  {number:,} dropped: {reason} ({'; '.join(report.examples[reason][:2])})")
     if report.samples:
         found: Mapping[str, Any] = report.summary()
-        print(f"  {found['tokens_per_sample']} positions per sample; of the text {found['masked_share']:.1%} is masked; "
+        print(f"  {found['tokens_per_sample']} positions per sample; {found['masked_share']:.1%} of the text masked; "
               "percentiles " + ", ".join(f"{share} %: {length}" for share, length in found["lengths"].items()))
         print("\n".join(f"  {line}" for line in histogram(report.lengths)))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.types import Region
@@ -73,8 +73,7 @@ def decode(encoded: bytes, name: str = "") -> UInt8[np.ndarray, "H W 3"]:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"image {name or 'without a name'} cannot be decoded ({error}); replace or remove it"
-        ) from error
+            f"image {name or 'without a name'} cannot be decoded ({_why(error)}); replace or remove it") from error
 
 
 def image_size(encoded: bytes, name: str = "") -> tuple[int, int]:
@@ -84,7 +83,12 @@ def image_size(encoded: bytes, name: str = "") -> tuple[int, int]:
             return image.size
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(
-            f"image {name or 'without a name'} is not a picture ({error}); replace or remove it") from error
+            f"image {name or 'without a name'} is not a picture ({_why(error)}); replace or remove it") from error
+
+
+def _why(error: Exception) -> str:
+    # Pillow's own text for this one holds the address of a buffer.
+    return "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def resize(

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from spatialllm_jax.data.pipeline import RowConfig
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
-from spatialllm_jax.data.stream import Mixture, Sample, mix
+from spatialllm_jax.data.stream import Sample, mix
 from spatialllm_jax.data.tokenizer import Tokenizer
 from spatialllm_jax.errors import UserError
 

@@ -18,7 +18,7 @@ import numpy as np
 from spatialllm_jax.data.stream import Dropped, Sample
 from spatialllm_jax.errors import UserError
 
-_HOPELESS = 10_000     # samples dropped one after another
+_HOPELESS = 2_000      # samples dropped one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +117,12 @@ def _completion(lengths: Sequence[int], images: Sequence[int], room: int, slots:
     within = (1 << (room + 1)) - 1
     sums = [1] + [0] * slots
     history = []
+    alike: collections.Counter[tuple[int, int]] = collections.Counter()
     for size, count in zip(lengths, images, strict=True):
         history.append(sums)
-        if size <= room and count <= slots:
+        alike[size, count] += 1
+        copies = alike[size, count]
+        if copies * size <= room and copies * count <= slots:      # more of the same could not be used together
             sums = [sums[used] | ((sums[used - count] << size) & within if used >= count else 0)
                     for used in range(slots + 1)]
             if any(reached >> room & 1 for reached in sums):
