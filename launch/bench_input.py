@@ -152,7 +152,7 @@ def _write_pictures(folder: Path, count: int, seed: int) -> None:
 def _density(count: int, seed: int) -> dict[str, float]:
     sizes, pictures = lengths.like_mix665k(count, seed=seed)
     result = {}
-    for length, slots in ((4096, 8), (2048, 3)):
+    for length, slots in ((4096, 6), (2048, 3)):
         rows = pipeline.RowConfig(1, length, slots)
         per_row, density = lengths.pack_statistics(sizes, pictures, rows, seed)
         result[f"packed_{length}"], result[f"samples_per_row_{length}"] = round(density, 4), round(per_row, 2)

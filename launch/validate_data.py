@@ -60,7 +60,7 @@ def _stage(stage: Any, tokenizer: Any, image_tokens: int, seed: int, args: Any, 
     from spatialllm_jax.data.stream import mix
     from spatialllm_jax.data.validation import check_source
 
-    text = TextConfig(stage.template, stage.rows.length, image_tokens, stage.system)
+    text = TextConfig(stage.template, stage.rows.longest, image_tokens, stage.system)
     mixture = mix(stage.sources, text, tokenizer, seed=seed)
     result: dict[str, Any] = {"sources": {}}
     usable = True

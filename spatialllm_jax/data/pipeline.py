@@ -49,6 +49,7 @@ class RowConfig:
         batch_size: rows per step, over all processes; 0 to have it follow from `samples`.
         length: T, positions per row.
         images: N, image slots per row.
+        max_length: positions of the longest sample, where it is to be shorter than a row; 0 for `length`.
         image_size: side of the square images handed to the device.
         packing: True or "pack" for several samples per row, False or "none" for one, "buckets" for one in rows of
             several lengths.
@@ -71,6 +72,7 @@ class RowConfig:
     buckets: Sequence[int] = ()
     max_broken: int = 100
     max_unsupervised: float = 0.1
+    max_length: int = 0
 
     def __post_init__(self):
         if self.layout not in ("pack", "none", "buckets"):
@@ -80,6 +82,8 @@ class RowConfig:
         if self.images < 1 or self.window < 1 or self.batch_size < 0 or self.samples < 0:
             raise UserError("rows.images and rows.window must be at least 1, rows.batch_size and rows.samples not "
                             "negative")
+        if not 0 <= self.max_length <= self.length:
+            raise UserError(f"rows.max_length={self.max_length} must be 0 or up to rows.length={self.length}")
         if (self.layout == "buckets") != bool(self.buckets):
             raise UserError(f"rows.packing={self.packing!r} with rows.buckets={tuple(self.buckets)}: packing "
                             "\"buckets\" and a list of lengths go together")
@@ -92,6 +96,11 @@ class RowConfig:
     def layout(self) -> str:
         """`packing` as a word: "pack", "none" or "buckets"."""
         return _PACKINGS.get(self.packing, self.packing)  # type: ignore[arg-type, return-value]
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sample."""
+        return self.max_length or self.length
 
     def arrangement(self, process_index: int = 0, process_count: int = 1) -> tuple[Arrangement, int]:
         """(what makes rows of a window of samples, the window's size)."""
@@ -222,6 +231,12 @@ class _BatchIterator(grain.DatasetIterator):
         self._counts: dict[str, Any] = {"samples": [0] * sources, "dropped": dict.fromkeys(REASONS, 0),
                                         "positions": [0, 0], "last": ""}
 
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        super().close()
+
     def get_state(self) -> dict[str, Any]:
         # Counts change in place: a state must keep those of its moment.
         kept = {name: value.copy() if hasattr(value, "copy") else value for name, value in self._counts.items()}
@@ -283,7 +298,7 @@ class _BatchIterator(grain.DatasetIterator):
         if seen >= _JUDGED_FROM and silent > self._rows.max_unsupervised * seen:
             raise UserError(f"{silent} of {seen} samples have no supervised token left, more than "
                             f"rows.max_unsupervised={self._rows.max_unsupervised}: their answers do not fit into "
-                            f"rows.length={self._rows.length}, raise it or choose other questions")
+                            f"{self._rows.longest} positions, raise rows.length or choose other questions")
 
 
 def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, tokenizer: Tokenizer, *, seed: int,

@@ -15,6 +15,7 @@ from absl import logging
 
 from spatialllm_jax.data import lengths, pipeline, samples
 from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.data.llava_source import MalformedSample
 from spatialllm_jax.data.patch_words import ATTRIBUTES, vocabulary
 from spatialllm_jax.data.pipeline import PatchMap
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
@@ -151,7 +152,10 @@ def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizer
     for _, source in sorted(different.items()):
         records = samples.open_source(source)
         for index in range(min(limit, len(records))):
-            record = records[index]
+            try:
+                record = records[index]
+            except MalformedSample:     # counted, and limited, when training reads it
+                continue
             if record.scene:
                 texts += vocabulary(record, ATTRIBUTES)
             for question in record.questions:
@@ -183,7 +187,7 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                  tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
                  weights: dict[str, store.Weights], folder: Path, key: jax.Array, show_progress: bool,
                  ) -> dict[str, jax.Array]:
-    text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
+    text = TextConfig(stage.template, stage.rows.longest, model.connector.num_tokens, stage.system)
     stage = _sized(stage, text, tokenizer, mesh, config["seed"])
     parts = _parts(stage, config, model, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))

@@ -56,7 +56,7 @@ def test_density_on_lengths_like_mix665k():
     sizes, pictures = lengths.like_mix665k(8192)
     assert np.mean(pictures == 0) == pytest.approx(0.06, abs=0.01)
     assert sizes[pictures > 0].min() > 576 and sizes.max() == 2048 and np.median(sizes) == pytest.approx(776, abs=10)
-    per_row, density = lengths.pack_statistics(sizes, pictures, RowConfig(1, 4096, 8))
+    per_row, density = lengths.pack_statistics(sizes, pictures, RowConfig(1, 4096, 6))
     assert density >= 0.97 and per_row == pytest.approx(4096 * density / sizes.mean(), rel=1e-6)
     # Two pictures leave a hole in 2048 that no third fits into, whoever packs.
     assert 0.80 < lengths.pack_statistics(sizes, pictures, RowConfig(1, 2048, 3))[1] < 0.90
@@ -128,6 +128,7 @@ def test_counts_are_kept_in_every_pass_and_spread():
     ({"packing": "buckets"}, "go together"), ({"buckets": (64, 96)}, "go together"),
     ({"packing": "buckets", "buckets": (64,)}, "ascend up to"), ({"samples": 4}, "two ways to say"),
     ({"packing": "buckets", "buckets": (96, 64)}, "ascend up to"), ({"images": 0}, "at least 1"),
+    ({"max_length": 97}, r"rows\.max_length=97 must be 0 or up to rows\.length=96"),
 ])
 def test_mistakes_in_rows(changes, words):
     with pytest.raises(UserError, match=words):

@@ -415,7 +415,7 @@ def test_answers_cut_away_are_dropped_and_counted(tmp_path, tiny_tokenizer, monk
     assert len(said) == 2 and not any("dog" in text for text in said)
     assert pipeline.counts(running).dropped["no supervised token left"] == pytest.approx(30, abs=1)
     monkeypatch.setattr(pipeline, "_JUDGED_FROM", 50)
-    with pytest.raises(UserError, match=r"have no supervised token left.*max_unsupervised=0\.1.*rows\.length=96"):
+    with pytest.raises(UserError, match=r"have no supervised token left.*max_unsupervised=0\.1.*96 positions"):
         take(stream("", tiny_tokenizer, dataclasses.replace(rows, max_unsupervised=0.1), mixture=[llava(str(path))]),
              40)
 
