@@ -393,6 +393,30 @@ def test_counts_do_not_run_ahead_of_the_batches(broken_file, tiny_tokenizer):
     assert found.positions == (used, 29 * 2 * 96)
 
 
+def test_a_state_stays_what_it_was(broken_file, tiny_tokenizer):
+    built = pipeline.build([llava(broken_file)], TEXT, LAYOUTS["none"], tiny_tokenizer, seed=0)
+    running = iter(built.parents[0])        # what prefetches copies states, which would hide one that changes
+    next(running)
+    state = running.get_state()
+    before = json.dumps(state)
+    take(running, 12)
+    assert json.dumps(state) == before != json.dumps(running.get_state())
+
+
+def test_processes_that_look_at_the_same_windows_count_each_drop_once(broken_file, tiny_tokenizer):
+    rows = dataclasses.replace(LAYOUTS["buckets"], window=28)
+    found = []
+    for index, count in ((0, 1), (0, 2), (1, 2)):
+        running = stream("", tiny_tokenizer, rows, mixture=[llava(broken_file)], process_index=index,
+                         process_count=count)
+        take(running, 21)                                      # three windows
+        found.append(pipeline.counts(running))
+    for reason, number in found[0].dropped.items():
+        assert number == found[1].dropped[reason] + found[2].dropped[reason], reason
+    assert found[0].dropped["malformed"] >= 5 and found[0].dropped["image cannot be read"] >= 10
+    assert sum(found[0].samples) == sum(found[1].samples) + sum(found[2].samples)
+
+
 def test_too_many_broken_samples_stop_the_run_with_the_last_one_named(broken_file, tiny_tokenizer):
     rows = dataclasses.replace(LAYOUTS["none"], max_broken=3)
     running = stream("", tiny_tokenizer, rows, mixture=[llava(broken_file)])
