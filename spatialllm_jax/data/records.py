@@ -13,10 +13,11 @@ class ImageRecord:
 
     Attributes:
         image_id: unique within a dataset.
-        image: encoded JPEG or PNG, without any drawn marks.
-        width, height: in pixels.
+        image: encoded JPEG or PNG, without any drawn marks; b"" when `file` names it, or for a text without one.
+        width, height: in pixels; 0 where only the file knows.
         questions: every `Question.image` equals `image_id`.
         scene: JSON of the camera and boxes (`scene.serialize`), for audits; "" when unknown.
+        file: path of the picture, for records that do not carry it: it is read only when its pixels are wanted.
     """
 
     image_id: str
@@ -25,3 +26,9 @@ class ImageRecord:
     height: int
     questions: tuple[Question, ...]
     scene: str = dataclasses.field(default="", repr=False)
+    file: str = ""
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is a picture at all."""
+        return bool(self.image or self.file)

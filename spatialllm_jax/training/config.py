@@ -24,7 +24,7 @@ class StageConfig:
         name: folder of the stage within the run.
         objective: "next_token", "patch_words" or "contrastive".
         trainable: regular expression of the parameter paths that train.
-        steps: number of updates.
+        steps: number of updates; 0 for one pass of sources that have counts.
         rows: static shapes of a batch.
         optimizer: AdamW and its schedule.
         sources: data mixture, by name.
@@ -64,8 +64,11 @@ class StageConfig:
         if self.objective not in OBJECTIVES:
             raise UserError(f"stage {self.name!r}: unknown objective {self.objective!r}; "
                             f"choose one of {', '.join(OBJECTIVES)}")
-        if self.steps < 1 or self.rows.batch_size < 1 or self.accumulate < 1:
-            raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1")
+        counted = bool(self.sources) and all(source.count is not None for source in self.sources)
+        if self.steps < (0 if counted else 1) or not (self.rows.batch_size or self.rows.samples) or self.accumulate < 1:
+            raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1; only steps may "
+                            "be 0, for one pass, where all sources have a count, and batch_size where rows.samples "
+                            "is set")
         if self.keep_last < 1 or self.keep_best < 0:
             raise UserError(f"stage {self.name!r}: keep_last must be at least 1 and keep_best not negative")
         if self.rows.batch_size % self.accumulate:
@@ -79,6 +82,9 @@ class StageConfig:
         if self.needs_patch_words and not any(source.patch_words for source in self.sources):
             raise UserError(f"stage {self.name!r} trains on patch words, but none of its sources names any: set "
                             "patch_words of a source")
+        if self.stored_features and (llava := [source.path for source in self.sources if source.is_llava]):
+            raise UserError(f"stage {self.name!r} stores features, which needs dataset folders, but {llava[0]} is a "
+                            "LLaVA JSON file; set stored_features to False")
         if self.stored_features and self.trains_vision:
             raise UserError(f"stage {self.name!r} trains a vision encoder, whose features cannot be stored; "
                             "set stored_features to False")

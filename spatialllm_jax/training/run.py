@@ -13,12 +13,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from spatialllm_jax.data import pipeline
+from spatialllm_jax.data import lengths, pipeline, samples
 from spatialllm_jax.data import tokenizer as tokenizers
+from spatialllm_jax.data.llava_source import MalformedSample
 from spatialllm_jax.data.patch_words import ATTRIBUTES, vocabulary
 from spatialllm_jax.data.pipeline import PatchMap
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
-from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.clip_text import CLIP, init_clip
@@ -157,12 +157,17 @@ def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> to
 def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizers.Tokenizer:
     """A tokenizer trained on the questions, answers and patch words of the first `limit` images of every dataset."""
     texts: list[str] = []
-    for path, name in sorted({(source.path, source.split) for source in sources}):
-        records = open_split(path, name)
+    different = {(source.path, source.split): source for source in sources}
+    for _, source in sorted(different.items()):
+        records = samples.open_source(source)
         for index in range(min(limit, len(records))):
-            if records[index].scene:
-                texts += vocabulary(records[index], ATTRIBUTES)
-            for question in records[index].questions:
+            try:
+                record = records[index]
+            except MalformedSample:     # counted, and limited, when training reads it
+                continue
+            if record.scene:
+                texts += vocabulary(record, ATTRIBUTES)
+            for question in record.questions:
                 for asked, answered in question.turns:
                     texts += ["\n" + asked, answered]
     return tokenizers.train(texts)
@@ -191,6 +196,8 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                  tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
                  weights: dict[str, store.Weights], folder: Path, key: jax.Array, watch: Watch,
                  ) -> dict[str, jax.Array]:
+    text = TextConfig(stage.template, stage.rows.longest, model.connector.num_tokens, stage.system)
+    stage = _sized(stage, text, tokenizer, mesh, config["seed"])
     parts = _parts(stage, config, model, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
     init_key, step_key = jax.random.split(key)
@@ -216,7 +223,6 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
                       donate_argnums=0,
                       out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)))
-    text = TextConfig(stage.template, stage.rows.length, model.connector.num_tokens, stage.system)
     patches = PatchMap(model.connector.grid // model.connector.merge, stage.rows.resize) \
         if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
@@ -259,6 +265,18 @@ def _flops(stage: StageConfig, config: ModelConfig | ClipConfig, trainable: Flat
 
     return step_flops(config, trains_llm=trains("llm/"), trains_connector=trains("connector/"),
                       trains_vision=trains("vision/"), encodes=not stage.stored_features)
+
+
+def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh,
+           seed: int) -> StageConfig:
+    """The stage with the rows that `rows.samples` needs, and the steps of one pass if it has none."""
+    if stage.steps and not stage.rows.samples:
+        return stage
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
+    plan = lengths.plan(stage.sources, text, stage.rows, tokenizer, seed=seed, ways=ways)
+    logging.info("stage %s: %s", stage.name, plan)
+    rows = dataclasses.replace(stage.rows, batch_size=plan.batch_size, samples=0)
+    return dataclasses.replace(stage, rows=rows, steps=stage.steps or plan.steps or 0)
 
 
 def _objective(stage: StageConfig, config: ModelConfig | ClipConfig) -> Objective:

@@ -58,6 +58,20 @@ def test_boxes_follow_pixels(mode, shape):
     np.testing.assert_allclose(transform.boxes(np.array([x1, y1, x2, y2])), found, atol=1.6)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_passes_one_by_one_give_the_pixels_of_a_square_canvas(seed):
+    """Wide pictures are scaled across before the border is added: not one pixel may differ from the plain way."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(3, 200, 2)
+    picture, size, side = rng.integers(0, 256, (height, width, 3), dtype=np.uint8), 56, max(height, width)
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = images.MEAN_COLOUR
+    left, top = (side - width) // 2, (side - height) // 2
+    canvas[top:top + height, left:left + width] = picture
+    expected = np.asarray(Image.fromarray(canvas).resize((size, size), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(images.resize(picture, size, "pad")[0], expected)
+
+
 def test_padding_has_the_mean_colour_and_is_centred():
     squared, _ = images.resize(np.full((50, 100, 3), 255, np.uint8), 100, "pad")
     assert (squared[:24] == images.MEAN_COLOUR).all() and (squared[76:] == images.MEAN_COLOUR).all()

@@ -41,10 +41,20 @@ def test_a_stage():
     ({"accumulate": 3}, "batch_size 4 does not divide into 3 micro-batches"),
     ({"trainable": "vision|connector", "stored_features": True}, "features cannot be stored"),
     ({"objective": "contrastive", "accumulate": 2}, "contrastive.*accumulate"),
+    ({"rows": {"length": 32}}, "batch_size where rows.samples is set"),
+    ({"rows": {"length": 32, "batch_size": 2, "samples": 4}}, "two ways to say the same"),
+    ({"rows": {"length": 32, "batch_size": 2, "packing": "tight"}}, "'tight' is unknown"),
+    ({"stored_features": True, "sources": {"mix": {"path": "mix.json"}}}, r"mix\.json is a LLaVA JSON file"),
 ])
 def test_mistakes_in_a_stage(changes, words):
     with pytest.raises(UserError, match=words):
         stage_config("align", tree(**changes))
+
+
+def test_samples_and_counts_stand_in_for_rows_and_steps():
+    counted = {"hand": {"path": "data", "types": {"caption": 1.0}, "count": 40}}
+    stage = stage_config("align", tree(steps=0, sources=counted, rows={"samples": 128, "length": 64}))
+    assert (stage.steps, stage.rows.samples, stage.rows.batch_size, stage.sources[0].count) == (0, 128, 0, 40)
 
 
 def test_overrides_of_every_kind():
