@@ -157,7 +157,9 @@ class _Finish:
 
     def row(self, samples: Sequence[Sample], pixels: Sequence[np.ndarray | None], length: int,
             ) -> dict[str, np.ndarray]:
-        """Args:
+        """The samples one after the other, then padding.
+
+        Args:
             pixels: of all images of `samples` in order; None where features stand in for them.
         """
         row: dict[str, Any] = {name: np.zeros(length, np.float32 if name == "loss_weights" else np.int32)

@@ -121,26 +121,25 @@ def check_source(part: grain.MapDataset, records: int, limit: int, *, name: str 
 def _with_pictures(stream: Iterator[Sample | Dropped], threads: int,
                    ) -> Iterator[tuple[Sample | Dropped, Dropped | None]]:
     """Elements in order with the fault of their picture, which is looked for in threads, once per file."""
-    known: dict[str, futures.Future] = {}
-    waiting: collections.deque[tuple[Sample | Dropped, list[futures.Future]]] = collections.deque()
+    known: dict[str, Dropped | None] = {}
+    waiting: collections.deque[tuple[Sample | Dropped, list[tuple[ImageRef, futures.Future]]]] = collections.deque()
+
+    def settled() -> tuple[Sample | Dropped, Dropped | None]:
+        element, asked = waiting.popleft()
+        known.update((reference.file, answer.result()) for reference, answer in asked if reference.file)
+        faults = [answer.result() for _, answer in asked]
+        if isinstance(element, Sample):
+            faults += [known.get(reference.file) for reference in element.images]
+        return element, next((fault for fault in faults if fault is not None), None)
+
     with futures.ThreadPoolExecutor(threads, "pictures") as pool:
-        def ask(reference: ImageRef) -> futures.Future:
-            if not reference.file:
-                return pool.submit(_fault, reference)
-            if reference.file not in known:
-                known[reference.file] = pool.submit(_fault, reference)
-            return known[reference.file]
-
         for element in stream:
-            waiting.append((element, [ask(r) for r in element.images] if isinstance(element, Sample) else []))
+            references = element.images if isinstance(element, Sample) else ()
+            waiting.append((element, [(r, pool.submit(_fault, r)) for r in references if r.file not in known]))
             if len(waiting) > _AHEAD:
-                yield _settled(*waiting.popleft())
+                yield settled()
         while waiting:
-            yield _settled(*waiting.popleft())
-
-
-def _settled(element: Sample | Dropped, asked: Sequence[futures.Future]) -> tuple[Sample | Dropped, Dropped | None]:
-    return element, next((fault for fault in (one.result() for one in asked) if fault is not None), None)
+            yield settled()
 
 
 def _fault(reference: ImageRef) -> Dropped | None:
