@@ -66,9 +66,6 @@ class FullRows:
 class Buckets:
     """Batches of similar length, one sample per row, each as long as the smallest bucket that holds its longest.
 
-    Processes look at the same window and take their own rows of every batch, so that all of them run the same
-    shape at the same step.
-
     Attributes:
         lengths: of rows, ascending.
         batch_size: rows per batch over all processes; windows are multiples of it.
@@ -76,8 +73,6 @@ class Buckets:
 
     lengths: tuple[int, ...]
     batch_size: int
-    process_index: int = 0
-    process_count: int = 1
 
     def __call__(self, lengths, images, rng):
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
@@ -86,7 +81,7 @@ class Buckets:
         for index in rng.permutation(len(batches)):
             longest = lengths[batches[index][-1]]
             bucket = next(length for length in self.lengths if length >= longest)
-            rows += [(bucket, [member]) for member in batches[index][self.process_index::self.process_count]]
+            rows += [(bucket, [member]) for member in batches[index]]
         return rows
 
 
@@ -145,13 +140,11 @@ class RowIterDataset(grain.IterDataset):
         window: samples looked at together.
         arrange: what makes rows of them.
         seed: for the order of rows within a window.
-        share: the dropped samples to report, where several processes look at the same windows.
     """
 
-    def __init__(self, parent: grain.IterDataset, window: int, arrange: Arrangement, seed: int,
-                 share: slice = slice(None)):
+    def __init__(self, parent: grain.IterDataset, window: int, arrange: Arrangement, seed: int):
         super().__init__(parent)
-        self._settings = window, arrange, seed, share
+        self._settings = window, arrange, seed
 
     def __iter__(self) -> grain.DatasetIterator:
         return _RowIterator(self._parent.__iter__(), *self._settings)
@@ -160,9 +153,9 @@ class RowIterDataset(grain.IterDataset):
 class _RowIterator(grain.DatasetIterator):
     """State: where the window starts in the parent, which window it is, how many of its rows are out."""
 
-    def __init__(self, parent: grain.DatasetIterator, window: int, arrange: Arrangement, seed: int, share: slice):
+    def __init__(self, parent: grain.DatasetIterator, window: int, arrange: Arrangement, seed: int):
         super().__init__(parent)
-        self._size, self._arrange, self._seed, self._share = window, arrange, seed, share
+        self._size, self._arrange, self._seed = window, arrange, seed
         self._start, self._number, self._emitted = parent.get_state(), 0, 0
         self._groups: collections.deque[Group] = collections.deque()
 
@@ -202,7 +195,6 @@ class _RowIterator(grain.DatasetIterator):
             if row == _HOPELESS:
                 raise UserError(f"the last {row:,} samples were all dropped, the last one ({element.detail}) because: "
                                 f"{element.reason}; look at the types, form and length of the stage's sources")
-        dropped = dropped[self._share]
         rng = np.random.default_rng((self._seed, self._number))
         rows = self._arrange([s.length for s in samples], [len(s.images) for s in samples], rng)
         for length, indices in rows:

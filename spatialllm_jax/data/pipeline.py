@@ -102,19 +102,20 @@ class RowConfig:
         """Positions of the longest sample."""
         return self.max_length or self.length
 
-    def arrangement(self, process_index: int = 0, process_count: int = 1) -> tuple[Arrangement, int]:
+    def arrangement(self) -> tuple[Arrangement, int]:
         """(what makes rows of a window of samples, the window's size)."""
         if self.layout == "none":
             return OnePerRow(self.length), 1
         if self.layout == "pack":
             return FullRows(self.length, self.images), self.window
         batches = max(self.window // self.batch_size, 1)
-        return Buckets(tuple(self.buckets), self.batch_size, process_index, process_count), batches * self.batch_size
+        return Buckets(tuple(self.buckets), self.batch_size), batches * self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What has gone through an iterator so far, in this process.
+    """What has gone through an iterator so far: over all processes, but for pictures that could not be read, which
+    only the process that wanted them knows of.
 
     Attributes:
         samples: in the batches, by source.
@@ -215,20 +216,28 @@ def read_pixels(reference: ImageRef, size: int, resize: str) -> np.ndarray | Dro
 class _Batches(grain.IterDataset):
     """Groups -> batches: reads the pictures, leaves out samples whose picture is broken, counts."""
 
-    def __init__(self, parent: grain.IterDataset, rows: RowConfig, batch_size: int, finish: _Finish, sources: int,
+    def __init__(self, parent: grain.IterDataset, rows: RowConfig, share: slice, finish: _Finish, sources: int,
                  with_pixels: bool, threads: int):
         super().__init__(parent)
-        self._settings = rows, batch_size, finish, sources, with_pixels, threads
+        self._settings = rows, share, finish, sources, with_pixels, threads
 
     def __iter__(self) -> grain.DatasetIterator:
         return _BatchIterator(self._parent.__iter__(), *self._settings)
 
 
 class _BatchIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, rows: RowConfig, batch_size: int, finish: _Finish,
+    """Every process goes through the whole order and finishes its own rows of each batch: tokens are cheap, and so
+    the order, the batches and the state are the same for any number of processes.
+
+    With several processes (or buckets), a row whose pictures are all broken stays, as padding: the others cannot
+    know of it. A single process takes the next row in its place.
+    """
+
+    def __init__(self, parent: grain.DatasetIterator, rows: RowConfig, share: slice, finish: _Finish,
                  sources: int, with_pixels: bool, threads: int):
         super().__init__(parent)
-        self._rows, self._batch_size, self._finish = rows, batch_size, finish
+        self._rows, self._share, self._finish = rows, share, finish
+        self._replaces = share == slice(0, rows.batch_size) and rows.layout != "buckets"
         self._pool = futures.ThreadPoolExecutor(max(threads, 1), "pictures") if with_pixels else None
         self._counts: dict[str, Any] = {"samples": [0] * sources, "dropped": dict.fromkeys(REASONS, 0),
                                         "positions": [0, 0], "last": ""}
@@ -251,15 +260,18 @@ class _BatchIterator(grain.DatasetIterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         rows: list[dict[str, np.ndarray]] = []
-        while len(rows) < self._batch_size:
-            groups = [next(self._parent) for _ in range(self._batch_size - len(rows))]
-            rows += self._finished(groups)
+        while len(rows) < self._share.stop - self._share.start:
+            groups = [next(self._parent) for _ in range(self._rows.batch_size - len(rows))]
+            own = groups[self._share]
+            rows += self._finished(own)
+            for group in groups:
+                if not any(group is mine for mine in own):
+                    self._count_group(group, group.samples)
             self._check()
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _finished(self, groups: Sequence[Group]) -> list[dict[str, np.ndarray]]:
-        """The rows of `groups`. One that lost all its samples is left out, and the next group takes its place; in
-        buckets the next may have another length, so there it stays as a row of padding."""
+        """The rows of `groups`, without those that lost all their samples where others may take their place."""
         references = [reference for group in groups for sample in group.samples for reference in sample.images]
         size, resize = self._rows.image_size, self._rows.resize
         pictures: Any = iter([None] * len(references) if self._pool is None else
@@ -267,8 +279,6 @@ class _BatchIterator(grain.DatasetIterator):
         rows = []
         for group in groups:
             kept, pixels = [], []
-            for dropped in group.dropped:
-                self._count(dropped)
             for sample in group.samples:
                 own = [next(pictures) for _ in sample.images]
                 broken = next((picture for picture in own if isinstance(picture, Dropped)), None)
@@ -277,12 +287,19 @@ class _BatchIterator(grain.DatasetIterator):
                     continue
                 kept.append(sample)
                 pixels += own
-                self._counts["samples"][sample.source] += 1
-                self._counts["positions"][0] += sample.length
-            if kept or self._rows.layout == "buckets":
+            stays = bool(kept) or not self._replaces
+            if stays:
                 rows.append(self._finish.row(kept, pixels, group.length))
-                self._counts["positions"][1] += group.length
+            self._count_group(group, kept, stays)
         return rows
+
+    def _count_group(self, group: Group, kept: Sequence[Sample], stays: bool = True) -> None:
+        for dropped in group.dropped:
+            self._count(dropped)
+        for sample in kept:
+            self._counts["samples"][sample.source] += 1
+            self._counts["positions"][0] += sample.length
+        self._counts["positions"][1] += group.length if stays else 0
 
     def _count(self, dropped: Dropped) -> None:
         self._counts["dropped"][dropped.reason] += 1
@@ -306,7 +323,9 @@ class _BatchIterator(grain.DatasetIterator):
 def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, tokenizer: Tokenizer, *, seed: int,
           features: Mapping[tuple[str, str], FeatureStore] | None = None, patches: PatchMap | None = None,
           process_index: int = 0, process_count: int = 1, threads: int = 2, prefetch: int = 2) -> grain.IterDataset:
-    """An endless dataset of batches (dicts of numpy arrays) for this process.
+    """An endless dataset of batches (dicts of numpy arrays): this process's rows of every one.
+
+    The rows of all processes, one after the other, are the batch that a single process would make.
 
     Args:
         features: (dataset path, split) -> stored features of its images; all sources or none.
@@ -329,12 +348,11 @@ def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, to
     stores = [features[source.path, source.split] for source in sources] if features else []
     shape = stores[0].shape if stores else None
     found: Mixture = mix(sources, text, tokenizer, seed=seed, features=features, patches=patches)
-    dataset, share = found.samples, slice(process_index, None, process_count)
-    if rows.layout != "buckets":    # there all processes look at all samples, and share rows instead
-        dataset, share = dataset[share], slice(None)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
-    arrange, window = rows.arrangement(process_index, process_count)
-    grouped = RowIterDataset(dataset.to_iter_dataset(reading), window, arrange, seed, share)
+    arrange, window = rows.arrangement()
+    grouped = RowIterDataset(found.samples.to_iter_dataset(reading), window, arrange, seed)
+    own = rows.batch_size // process_count
+    share = slice(process_index * own, (process_index + 1) * own)
     finish = _Finish(rows, text.num_image_tokens, shape, (text.num_image_tokens, MAX_WORDS) if patches else None)
-    batches = _Batches(grouped, rows, rows.batch_size // process_count, finish, len(sources), shape is None, threads)
+    batches = _Batches(grouped, rows, share, finish, len(sources), shape is None, threads)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)

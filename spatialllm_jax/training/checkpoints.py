@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -24,7 +23,8 @@ class Checkpoints:
     """Saves and restores (TrainState, data iterator) under one folder.
 
     Frozen parameters are not saved: they are those the stage began with (`TrainState.frozen` is taken from
-    the state handed to `restore`).
+    the state handed to `restore`). The data iterator's state is the same in all processes and for any number of them
+    (`data.pipeline`), so that a run may go on with another number of hosts, and on another mesh.
 
     Args:
         save_every: steps between saves.
@@ -69,7 +69,7 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(_saved(state)),
-                                   data=grain.checkpoint.CheckpointSave(iterator))
+                                   data=ocp.args.JsonSave(iterator.get_state()))
         ranked = {"loss": loss} if self._ranks and loss is not None else None
         return self._manager.save(step, force=force, metrics=ranked, args=items)
 
@@ -79,13 +79,15 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _saved(state))
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(target)}
         if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+            items["data"] = ocp.args.JsonRestore()
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"the checkpoint at {self._manager.directory}/{step} does not fit this config "
                             f"({first}); use another workdir or the config it was made with") from None
+        if iterator is not None:
+            iterator.set_state(restored["data"])
         found: dict[str, Any] = restored["state"]
         return dataclasses.replace(state, **{**found, "rng": jax.random.wrap_key_data(found["rng"])})
 

@@ -84,10 +84,6 @@ def test_buckets():
         longest = max(sizes[index] for _, (index,) in batch)
         assert {length for length, _ in batch} == {min(b for b in (25, 50, 100) if b >= longest)}
     assert len({batch[0][0] for batch in batches}) == 3 and batches != sorted(batches)
-    parts = [Buckets((25, 50, 100), 8, process, 2)(sizes, [1] * 48, RNG(0)) for process in range(2)]
-    for number, batch in enumerate(batches):        # at every step both processes hold half of the same batch
-        halves = [part[4 * number:4 * number + 4] for part in parts]
-        assert halves[0] + halves[1] == batch[::2] + batch[1::2]
 
 
 @pytest.mark.parametrize(("samples", "per_row", "ways", "rows"), [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialllm_jax.training import run
+from spatialllm_jax.training import loop, run
 
 
 def talk(*values):
@@ -43,7 +43,7 @@ def test_one_pass_of_packed_rows(llava, tmp_path):
                                   "template": "compact", "log_every": 1, "save_every": 1,
                                   "optimizer": {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0.0},
                                   "sources": {"mix": {"path": llava, "form": "dialogue", "count": 120}}}}}
-    summary = run.train_row(config, tmp_path / "run", show_progress=False)
+    summary = run.train_row(config, tmp_path / "run", watch=loop.Watch(progress=False))
     lines = [json.loads(line) for line in (tmp_path / "run/tune/metrics.jsonl").read_text().splitlines()]
     # 8 devices: 8 rows per step; 120 samples at what 8 rows hold are the steps of a pass.
     supervised = sum(line["tokens"] for line in lines)
