@@ -37,6 +37,8 @@ from spatialllm_jax.data.stream import (
 from spatialllm_jax.data.tokenizer import Tokenizer
 from spatialllm_jax.errors import UserError
 
+# Key of a batch that stays on the host: the images of every row, to name them when a step goes wrong.
+NAMES = "names"
 _PACKINGS = {True: "pack", False: "none"}
 _JUDGED_FROM = 1000     # samples before too many without a supervised token stop the run
 
@@ -289,7 +291,9 @@ class _BatchIterator(grain.DatasetIterator):
                 pixels += own
             stays = bool(kept) or not self._replaces
             if stays:
-                rows.append(self._finish.row(kept, pixels, group.length))
+                row = self._finish.row(kept, pixels, group.length)
+                ids = [reference.image_id for sample in kept for reference in sample.images]
+                rows.append({**row, NAMES: np.array(", ".join(ids) or "text alone")})
             self._count_group(group, kept, stays)
         return rows
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from spatialllm_jax.data import pipeline
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.errors import Interrupted, UserError
 from spatialllm_jax.models.flops import StepFlops
@@ -27,7 +28,7 @@ from spatialllm_jax.training.step import TrainState
 
 def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Host rows of this process -> a global `Batch`, rows split over the data axes of the mesh."""
-    return Batch(**shard_batch(arrays, mesh))
+    return Batch(**shard_batch({name: array for name, array in arrays.items() if name != pipeline.NAMES}, mesh))
 
 
 class _Terminator:
@@ -96,31 +97,40 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
     names = ["patches"] if stage.objective == "patch_words" else [*(source.name for source in stage.sources), "patches"]
     rate = optimizer.schedule(stage.optimizer, stage.steps)
     pending: list[Any] = []
+    rows: list[np.ndarray] = []     # names of the pending steps' rows
+    suspect = ""                    # the rows of the last step that was not finite
     loss: float | None = None
     started, waited = time.monotonic(), 0.0
     try:
         shown = watch.progress and hosts.is_first()
         with metrics_lib.progress(stage.steps, step, stage.name, shown) as bar, _Terminator() as stop:
             while step < stage.steps:
+                if len(pending) > 1:    # one step runs, one is queued: further ahead, the wait would be hidden
+                    jax.block_until_ready(pending[-2]["loss"])
                 began = time.monotonic()
-                batch = to_device(next(stream), mesh)
+                arrays = next(stream)
                 waited += time.monotonic() - began
-                state, values = step_fn(state, batch)
+                state, values = step_fn(state, to_device(arrays, mesh))
                 pending.append(values)
+                rows.append(arrays.get(pipeline.NAMES, np.array([])))
                 step += 1
                 bar.update()
                 if step % stage.log_every == 0 or step == stage.steps:
                     row = metrics_lib.summarize(pending, names)
+                    for k in metrics_lib.not_finite(pending):
+                        suspect = "; ".join(rows[k].tolist())
+                        logging.warning("stage %s: step %d was not finite and changed nothing; its rows: %s", stage.name,
+                                        step - len(pending) + 1 + k, suspect)
                     elapsed = max(time.monotonic() - started, 1e-9)
                     loss = row["loss"]
                     log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),
                                "seconds_per_step": elapsed / len(pending), "data_wait": waited / elapsed,
-                               **metrics_lib.speed(pending, elapsed, flops)})
+                               **metrics_lib.speed(pending, elapsed, flops), **metrics_lib.dropped(stream)})
                     bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
                     if row["skipped"] > stage.max_skipped:
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "
-                                        "lower its learning rate or look at its data")
-                    pending, started, waited = [], time.monotonic(), 0.0
+                                        f"lower its learning rate or look at its data, last at {suspect}")
+                    pending, rows, started, waited = [], [], time.monotonic(), 0.0
                 asked = stop.asked or (signal.SIGTERM if hosts.asked_to_stop(step) else 0)
                 checkpoints.maybe_save(step, state, stream, loss, force=asked > 0 or step == stage.steps)
                 if asked and step < stage.steps:
@@ -130,3 +140,5 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
     finally:
         checkpoints.close()
         log.close()
+        if hasattr(stream, "close"):
+            stream.close()

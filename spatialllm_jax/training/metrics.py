@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from spatialllm_jax.data import pipeline
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.flops import StepFlops, peak
 
@@ -113,6 +114,16 @@ def summarize(metrics: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> d
             row[f"loss/{name}"] = float(sums["loss"][index]) / weight
             row[f"accuracy/{name}"] = float(sums["right"][index]) / weight
     return row
+
+
+def not_finite(metrics: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Which of these steps changed nothing because their loss or gradients were not finite."""
+    return [k for k, good in enumerate(jax.device_get([m["finite"] for m in metrics])) if not good]
+
+
+def dropped(stream: Any) -> dict[str, int]:
+    """Samples that the input pipeline left out so far, by reason."""
+    return {f"dropped/{reason}": number for reason, number in pipeline.counts(stream).dropped.items() if number}
 
 
 def speed(metrics: Sequence[Mapping[str, Any]], seconds: float, flops: StepFlops | None) -> dict[str, float]:
