@@ -31,8 +31,8 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
 
 _VIT = r"vision/[^/]+|text"
 _ANY = rf"({_VIT}|llm)/(blocks|layers)"
-# A kernel, or what stands for it in fewer bits (`models.quantize`): pairs and blocks follow each other along its inputs,
-# so they are split where the inputs are.
+# A kernel, or what stands for it in fewer bits (`models.quantize`): pairs and blocks follow each other along its
+# inputs, so they are split where the inputs are.
 _KERNEL = r"(kernel|kernel_int8|kernel_int4|scale_int4)"
 
 # Path (whole match) -> the axes of the array. Every parameter of every model matches exactly one row; a test

@@ -225,10 +225,9 @@ def _own_rows(image: Array, text: Array, scale: Array, captions: Array, *, chunk
     def one(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         own_image, own_text, own_number = row
         same = numbers == own_number
-        to_texts, to_images = scale * (texts @ own_image), scale * (images @ own_text)
-        loss = sum(jax.nn.logsumexp(logits) - jnp.where(same, logits, 0.0).sum() / same.sum()
-                   for logits in (to_texts, to_images)) / 2
-        return loss, same[to_texts.argmax()].astype(jnp.float32)
+        logits = scale * jnp.stack([texts @ own_image, images @ own_text])
+        losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(same, logits, 0.0).sum(-1) / same.sum()
+        return losses.mean(), same[logits[0].argmax()].astype(jnp.float32)
 
     losses, right = jax.lax.map(one, (image, text, number), batch_size=chunk)
     total = losses.sum(), right.sum()
