@@ -30,6 +30,8 @@ class StageConfig:
         optimizer: AdamW and its schedule.
         sources: data mixture, by name.
         template, system: chat template of the text; see `data.chat`.
+        tokenizer: folder of the tokenizer of this stage's texts where it is not the run's: CLIP's own, for a
+            contrastive stage against CLIP's pretrained text tower.
         accumulate: micro-batches per update.
         lora, llm_lora: low-rank updates on the vision encoders, on the language model, while this stage runs; merged
             at its end. `trainable` must name them: ".*lora_", "connector|llm/.*lora_".
@@ -37,8 +39,8 @@ class StageConfig:
             the next stage, and whatever else starts from the folder, merges them as it reads.
         quantize: how the frozen kernels of the language model's layers are held while the stage runs: "none", "int8"
             or "int4" (`models.quantize`). The model at its end starts from the exact ones again.
-        frozen_dtype: "float32" or "bfloat16", of frozen kernels and embeddings while the stage runs. What trains is
-            float32 whatever this says, and the model at the stage's end holds the exact values again.
+        frozen_dtype: "float32" or "bfloat16", of frozen kernels and the language model's embedding while the stage
+            runs. What trains is float32 whatever this says, and the model at its end holds the exact values again.
         stored_features: compute the frozen encoders' features once instead of at every step.
         patch_weight: under "next_token", weight of a visual token's words next to a supervised token's 1.
         loss_chunk: positions per chunk of the cross-entropy.
@@ -59,6 +61,7 @@ class StageConfig:
     sources: tuple[SourceConfig, ...]
     template: str = "llama3"
     system: str | None = None
+    tokenizer: str = ""
     accumulate: int = 1
     lora: LoRAConfig | None = None
     llm_lora: LoRAConfig | None = None

@@ -40,7 +40,9 @@ def adapted(config: Config, lora: LoRAConfig | None, llm_lora: LoRAConfig | None
 def held(abstract: Flat, stage: StageConfig) -> Flat:
     """Path -> shape and type that `stage` reads its parameters in; quantising comes on top.
 
-    Vectors and scalars stay float32 in any case: they are no memory, and norms and CLIP's temperature would suffer.
+    What `frozen_dtype` is for are kernels and the language model's embedding, which are cast to the compute type
+    wherever they are used: under bfloat16 compute, holding them so changes nothing. The rest is hardly any memory, and
+    norms, positions and CLIP's temperature are computed with in float32.
 
     Args:
         abstract: of the model with the stage's LoRA, in float32.
@@ -58,8 +60,8 @@ def held(abstract: Flat, stage: StageConfig) -> Flat:
     dtype = jnp.dtype(stage.frozen_dtype)
 
     def one(path: str, leaf: Any) -> Any:
-        large = path.rpartition("/")[2] in ("kernel", "embedding")
-        return jax.ShapeDtypeStruct(leaf.shape, dtype) if path in frozen and large else leaf
+        cast_at_use = path.endswith("/kernel") or path == "llm/embedding"
+        return jax.ShapeDtypeStruct(leaf.shape, dtype) if path in frozen and cast_at_use else leaf
 
     return {path: one(path, leaf) for path, leaf in abstract.items()}
 

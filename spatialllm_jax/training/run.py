@@ -155,6 +155,11 @@ def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> to
     return tokenizer
 
 
+def stage_tokenizer(stage: StageConfig, tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer of a stage's texts: its own, or the run's."""
+    return tokenizers.load(stage.tokenizer) if stage.tokenizer else tokenizer
+
+
 def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizers.Tokenizer:
     """A tokenizer trained on the questions, answers and patch words of the first `limit` images of every dataset."""
     texts: list[str] = []
@@ -178,9 +183,15 @@ def _parts(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
     vision = next((encoder for encoder in model.vision if encoder.kind == "clip"), None)
     if vision is None:
         raise UserError(f"stage {stage.name!r} is contrastive, but the model has no CLIP vision encoder")
+    tokenizer = stage_tokenizer(stage, tokenizer)
     text = dataclasses.replace(clip.text, vocab_size=-(-max(tokenizer.vocab_size, 1) // 64) * 64) \
         if config["model"].get("fit_vocabulary") else clip.text
-    clip = frozen_lib.adapted(dataclasses.replace(clip, vision=vision, text=text), stage.lora, None)
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(f"stage {stage.name!r} is contrastive: its tokenizer has {tokenizer.vocab_size} tokens and the "
+                        f"text tower {text.vocab_size}; set stages.{stage.name}.tokenizer to the tower's own folder")
+    clip = dataclasses.replace(clip, vision=vision, text=text, dtype=model.dtype, remat=model.remat,
+                               attention=model.attention)
+    clip = frozen_lib.adapted(clip, stage.lora, None)
     return Parts(clip, lambda key: init_clip(clip, key), _abstract(lambda key: init_clip(clip, key)))
 
 
@@ -192,6 +203,7 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                  tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, earlier: list[store.Weights],
                  weights: dict[str, store.Weights], folder: Path, key: jax.Array, watch: Watch) -> None:
     parts = _parts(stage, config, model, tokenizer)
+    tokenizer = stage_tokenizer(stage, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
     init_key, step_key = jax.random.split(key)
 

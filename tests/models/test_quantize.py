@@ -56,7 +56,7 @@ def test_inputs_can_be_split_over_devices(scheme):
 
 def test_blocks_of_small_kernels():
     assert [block_size(inputs) for inputs in (4096, 14336, 96, 6)] == [64, 64, 32, 2]
-    with pytest.raises(UserError, match="7 inputs.*int8"):
+    with pytest.raises(UserError, match=r"7 inputs.*int8"):
         block_size(7)
 
 

@@ -41,6 +41,12 @@ def test_a_stage():
     ({"accumulate": 3}, "batch_size 4 does not divide into 3 micro-batches"),
     ({"trainable": "vision|connector", "stored_features": True}, "features cannot be stored"),
     ({"objective": "contrastive", "accumulate": 2}, "contrastive.*accumulate"),
+    ({"llm_lora": {"ranks": 2}}, r"config\.stages\.align\.llm_lora has no field 'ranks'"),
+    ({"quantize": "int2"}, "'align': quantize 'int2' is unknown; choose one of none, int8, int4"),
+    ({"frozen_dtype": "float16"}, "frozen_dtype 'float16' is unknown; choose one of float32, bfloat16"),
+    ({"objective": "contrastive", "quantize": "int8"}, "contrastive and runs no language model"),
+    ({"keep_lora": True}, "keeps LoRA updates but has none; set lora or llm_lora"),
+    ({"contrast_chunk": 64}, "contrast_chunk 64 is for contrastive stages"),
 ])
 def test_mistakes_in_a_stage(changes, words):
     with pytest.raises(UserError, match=words):
