@@ -135,6 +135,15 @@ def test_merged_computes_what_lora_computes(merged, kept):
     np.testing.assert_allclose(run_model(kept / "tune" / "model"), run_model(merged / "tune" / "model"), atol=1e-5)
 
 
+@pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+def test_a_quantised_stage_on_eight_devices(trained, merged):
+    """Kernels, their scales and LoRA split over all axes of the mesh: the same losses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_mesh", lambda **_: make_mesh(2, 2, 2))
+        workdir = trained("eight", tune={**QLORA, "steps": 4, "quantize": "int4"})
+    np.testing.assert_allclose(losses(workdir / "tune"), losses(merged / "tune")[:4], atol=1e-4, rtol=0)
+
+
 def test_what_comes_after_starts_from_the_merged_model(kept, merged):
     after, before = flat(kept / "after" / "model"), flat(merged / "tune" / "model")
     assert after.keys() == before.keys()
