@@ -26,6 +26,10 @@ ROWS = {
 }
 # Not a row of the paper: the small CLIP that the tiny rows start from, where OpenAI's is too large.
 CLIP = "clip"
+CLIP_LINEARS = "vision/clip/.*(query|key|value|out|up|down)$"
+# At full size the model computes in bfloat16 and casts frozen kernels wherever it uses them: held so, they take half
+# the memory and change nothing. What trains, now or in a later stage, is float32 from the files.
+FROZEN = {"frozen_dtype": "bfloat16"}
 
 CAPTIONS = {"caption": 1.0}
 GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_right": 1.0, "where": 1.0,
@@ -78,27 +82,30 @@ def _full(row: str) -> ConfigDict:
         config.weights["vision/dinov2"] = "weights/dinov2-large"
     if stage0:
         contrastive = stage0 == "contrastive"
-        # The paper gives no LoRA settings; these are VILA's and SpatialRGPT's (docs/recipes.md).
+        # The paper gives no LoRA settings; these are VILA's and SpatialRGPT's (docs/recipes.md), on CLIP alone.
         config.stages.stage0 = {
             "objective": stage0, "trainable": ".*lora_" if contrastive else "vision/clip/.*lora_|connector",
             "steps": 1_000_000 // 1024,
-            "lora": {"rank": 64, "alpha": 16.0, "dropout": 0.05},
+            "lora": {"rank": 64, "alpha": 16.0, "dropout": 0.05, "targets": CLIP_LINEARS},
             "rows": {"batch_size": 1024, "length": 77 if contrastive else 1024, "images": 1, "image_size": 336,
                      "packing": False},
             "optimizer": {"learning_rate": 1e-4, "b2": 0.98, "eps": 1e-6},
-            "template": template, "system": "" if contrastive else None,
+            "template": template, "system": "" if contrastive else None, **FROZEN,
             "sources": {"3di_pb_oi1m": _source("data/3di_pb_oi1m", PROBING, 1.0,
                                                "contrastive" if contrastive else "dialogue")}}
     if stage0 == "contrastive":
-        for tower in ("text", "visual_projection", "text_projection", "logit_scale"):
-            config.weights[tower] = "weights/clip-vit-large-patch14-336"
+        clip = "weights/clip-vit-large-patch14-336"
+        # The text tower reads its own words; 128 of the 1,024 rows of logits at a time.
+        config.stages.stage0.update({"tokenizer": clip, "contrast_chunk": 128})
+        for tower in ("text", "vision_projection", "text_projection", "logit_scale"):
+            config.weights[tower] = clip
     samples = 558_128 + {"": 0, "3di_ft1m": 1_000_000, "3di_pb_oi1m": 1_000_000, "3di_pb_in166k": 166_000}[align]
     config.stages.align = {
         "objective": "next_token", "trainable": "connector", "steps": -(-samples // 256),
         "rows": {"batch_size": 256, "length": 2048, "images": 1, "image_size": 336, "packing": False,
                  "resize": "square"},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03},
-        "template": template,
+        "template": template, **FROZEN,
         # Captions use LLaVA's `plain` form; probing questions keep their question (docs/design.md).
         "sources": {"cc558k": _source("data/cc558k", CAPTIONS, 558_128.0, "plain")}}
     if align:
@@ -109,7 +116,7 @@ def _full(row: str) -> ConfigDict:
         "rows": {"batch_size": 128, "length": 2048, "images": 1, "image_size": 336, "packing": False,
                  "resize": "pad"},
         "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03},
-        "template": template,
+        "template": template, **FROZEN,
         "sources": {"mix665k": _source("data/mix665k", GENERAL, 665_298.0, "dialogue")}}
     if tune:
         config.stages.tune.sources[tune] = _source(f"data/{tune}", SPATIAL, 1_000_000.0, "dialogue")
@@ -146,7 +153,7 @@ def _tiny(row: str) -> ConfigDict:
         contrastive = stage0 == "contrastive"
         config.stages.stage0 = {
             "objective": stage0, "trainable": ".*lora_" if contrastive else "vision/clip/.*lora_|connector|llm",
-            "steps": 100, "lora": {"rank": 8, "alpha": 16.0, "targets": "vision/clip/.*(query|key|value|out|up|down)$"},
+            "steps": 100, "lora": {"rank": 8, "alpha": 16.0, "targets": CLIP_LINEARS},
             "rows": {**rows, "batch_size": 32, "length": 64 if contrastive else 160},
             "optimizer": {"learning_rate": 5e-4, "b2": 0.98}, "template": "compact", "system": "",
             "sources": {"probing": _source(data, PROBING, 1.0, "contrastive" if contrastive else "branches", 4)}}

@@ -11,6 +11,7 @@ from spatialllm_jax.errors import UserError
 
 VisionKind = Literal["clip", "dinov2", "mae"]
 Mix = Literal["concat", "interleave", "sum"]
+QUANTIZE = ("none", "int8", "int4")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -269,6 +270,8 @@ class ModelConfig:
         remat: what the backward pass recomputes, a key of `models.stack.REMAT` ("none", "full", "dots").
         attention: back end of the language model's attention, a key of `models.attention.BACKENDS`.
         vision_lora, llm_lora: low-rank updates on every vision encoder, on the language model.
+        llm_quantize: how the kernels of the language model's layers are stored: "none", "int8" or "int4"
+            (`models.quantize`). Only while a stage trains beside them; model folders are never quantised.
         unroll: language-model layers per step of the scan; more trades compile time for speed on CPUs.
         tiling: how pictures are cut into several images for the encoders; None shows each as one square. For
             inference: training shows one square.
@@ -282,10 +285,13 @@ class ModelConfig:
     attention: str = "xla"
     vision_lora: LoRAConfig | None = None
     llm_lora: LoRAConfig | None = None
+    llm_quantize: str = "none"
     unroll: int = 1
     tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
+        if self.llm_quantize not in QUANTIZE:
+            raise UserError(f"llm_quantize {self.llm_quantize!r} is not {', '.join(QUANTIZE)}; choose one of them")
         names = [encoder.name for encoder in self.vision]
         if not names or len(set(names)) != len(names):
             raise UserError(f"model.vision needs encoders of different names, got {names}")

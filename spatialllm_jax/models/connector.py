@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from spatialllm_jax.models.config import ConnectorConfig
 from spatialllm_jax.models.linear import Linear
+from spatialllm_jax.parallel.rules import constrain
 
 
 def resample(features: Float[Array, "M P C"], grid: int) -> Float[Array, "M grid_squared C"]:
@@ -44,6 +45,8 @@ class Projector(nn.Module):
         for i in range(c.layers):
             last = i == c.layers - 1
             x = Linear(self.width if last else c.hidden or self.width, dtype=self.dtype, name=f"linear_{i}")(x)
+            # Not left to the partitioner: on meshes split over data, fsdp and tensor it gave wrong gradients here.
+            x = constrain(x, ("batch", None, None if last else "mlp"))
             x = x if last else jax.nn.gelu(x, approximate=False)
         return x
 

@@ -56,7 +56,7 @@ class StepFlops:
 
 
 def step_flops(config: ModelConfig, *, trains_llm: bool, trains_connector: bool = True, trains_vision: bool = False,
-               encodes: bool = True) -> StepFlops:
+               encodes: bool = True, adapts_llm: bool = False) -> StepFlops:
     """Of a next-token step, forward and backward.
 
     A matrix that trains costs three times its forward product (forward, gradient of its input, gradient of itself),
@@ -64,9 +64,10 @@ def step_flops(config: ModelConfig, *, trains_llm: bool, trains_connector: bool 
 
     Args:
         trains_llm, trains_connector, trains_vision: what has a gradient; LoRA's own matrices are not counted.
+        adapts_llm: the language model has LoRA: gradients pass through its frozen matrices.
         encodes: whether the vision encoders run (not with stored features).
     """
-    below = trains_connector or trains_vision
+    below = trains_connector or trains_vision or adapts_llm
     llm = 3 if trains_llm else 2 if below else 1
     attention = 3 if trains_llm or below else 1
     vision = 2 if trains_vision else 1

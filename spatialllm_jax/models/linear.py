@@ -1,4 +1,4 @@
-"""The one linear layer of every tower, and LoRA on it."""
+"""The one linear layer of every tower; LoRA on it, and its kernel in fewer bits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import LoRAConfig, ModelConfig
+from spatialllm_jax.models.quantize import kernel_of, stored_shapes
 
 Params = dict[str, Any]
 
@@ -27,6 +28,8 @@ class Linear(nn.Module):
         init_scale: variance of the kernel times fan-in; projections back into a residual stream pass
             1 / (2 depth), so that the stream's variance does not grow with depth.
         kernel_init: another initialiser of the kernel; `init_scale` is then without effect.
+        quantize: "int8" or "int4" where the kernel is stored so (`models.quantize`). These parameters are made from
+            a full kernel and never initialised: `init` gives zeros.
     """
 
     features: int
@@ -35,13 +38,19 @@ class Linear(nn.Module):
     lora: LoRAConfig | None = None
     init_scale: float = 1.0
     kernel_init: nn.initializers.Initializer | None = None
+    quantize: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"], deterministic: bool = True) -> Float[Array, "*batch o"]:
-        kernel_init = self.kernel_init or nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        y = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
+        if self.quantize == "none":
+            kernel_init = self.kernel_init or nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
+            kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+            y = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
+        else:
+            y = _product(x, {
+                name: self.param(name, nn.initializers.zeros_init(), leaf.shape, leaf.dtype)
+                for name, leaf in stored_shapes(x.shape[-1], self.features, self.quantize).items()})
         if self.lora is not None and re.search(self.lora.targets, "/".join(self.path)):
             a = self.param("lora_a", nn.initializers.he_uniform(), (x.shape[-1], self.lora.rank), jnp.float32)
             b = self.param("lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features), jnp.float32)
@@ -52,6 +61,13 @@ class Linear(nn.Module):
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,),
                                jnp.float32).astype(self.dtype)
         return y
+
+
+@jax.checkpoint
+def _product(x: Float[Array, "*batch i"], stored: dict[str, Array]) -> Float[Array, "*batch o"]:
+    """x W of a quantised W. The backward pass makes W again, whatever `remat` says: kept for it, the full kernels of
+    all layers would stand in memory together, which is what quantising is to avoid."""
+    return jnp.einsum("...i,io->...o", x, kernel_of(stored, x.dtype))
 
 
 def fold_lora(params: Mapping[str, Any], lora: LoRAConfig) -> Params:

@@ -65,6 +65,7 @@ class LlamaLayer(nn.Module):
     dtype: Any
     attention: str
     lora: LoRAConfig | None
+    quantize: str
     collect: bool = False
 
     @nn.compact
@@ -74,11 +75,11 @@ class LlamaLayer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Cache | None, Array | None]]:
         c = self.config
         y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm1")(x)
-        y, cache = LlamaAttention(c, self.dtype, self.attention, self.lora, name="attention")(
+        y, cache = LlamaAttention(c, self.dtype, self.attention, self.lora, self.quantize, name="attention")(
             y, rope, mask, cache, cache_start, deterministic)
         x = x + y
         y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm2")(x)
-        y = LlamaMLP(c, self.dtype, self.lora, name="mlp")(y, deterministic)
+        y = LlamaMLP(c, self.dtype, self.lora, self.quantize, name="mlp")(y, deterministic)
         x = constrain(x + y, ("batch", None, None))
         return x, (cache, x if self.collect else None)
 
@@ -90,6 +91,7 @@ class LlamaAttention(nn.Module):
     dtype: Any
     attention: str
     lora: LoRAConfig | None
+    quantize: str
 
     @nn.compact
     def __call__(
@@ -100,13 +102,13 @@ class LlamaAttention(nn.Module):
 
         def linear(name: str, heads: int, init: nn.initializers.Initializer | None = None) -> Linear:
             return Linear(heads * c.head_dim, use_bias=False, dtype=self.dtype, lora=self.lora, kernel_init=init,
-                          name=name)
+                          quantize=self.quantize, name=name)
 
         def project(to: Linear) -> Float[Array, "B T heads Dh"]:
             y = rearrange(to(x, deterministic), "b t (h d) -> b t h d", d=c.head_dim)
             return constrain(y, ("batch", None, "heads", None))
 
-        match = c.attention_init == "match"
+        match = c.attention_init == "match" and self.quantize == "none"  # quantised kernels are never initialised
         query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
         q = rotate(project(query), *rope)
         keys = _first_of_group(_kernel_of(query), c) if match else None
@@ -122,7 +124,7 @@ class LlamaAttention(nn.Module):
         out = rearrange(attention(q, k, v, mask, self.attention), "b t h d -> b t (h d)")
         back = _transposed(_kernel_of(value), c) if match else None
         out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
-                     kernel_init=back, name="out")(out, deterministic)
+                     kernel_init=back, quantize=self.quantize, name="out")(out, deterministic)
         return out, cache
 
 
@@ -153,11 +155,13 @@ class LlamaMLP(nn.Module):
     config: LlamaConfig
     dtype: Any
     lora: LoRAConfig | None
+    quantize: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], deterministic: bool) -> Float[Array, "B T D"]:
         def linear(features: int, name: str, scale: float = 1.0) -> Linear:
-            return Linear(features, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=scale, name=name)
+            return Linear(features, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=scale,
+                          quantize=self.quantize, name=name)
 
         c = self.config
         hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
@@ -167,7 +171,10 @@ class LlamaMLP(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. Parameters: "embedding" `[V, D]`, "layers" (stacked), "norm", and "head" unless tied."""
+    """The decoder. Parameters: "embedding" `[V, D]`, "layers" (stacked), "norm", and "head" unless tied.
+
+    `lora` and `quantize` are of the layers' linears; embedding and head are the ends of the vocabulary and stay whole.
+    """
 
     config: LlamaConfig
     dtype: Any = jnp.float32
@@ -175,6 +182,7 @@ class Llama(nn.Module):
     attention: str = "xla"
     lora: LoRAConfig | None = None
     unroll: int = 1
+    quantize: str = "none"
 
     def setup(self) -> None:
         c = self.config
@@ -212,7 +220,7 @@ class Llama(nn.Module):
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
         layers = stacked(LlamaLayer, c.depth, (nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast),
                          self.remat, static_argnums=(6,), unroll=self.unroll)
-        x, (cache, every) = layers(c, self.dtype, self.attention, self.lora, states, name="layers")(
+        x, (cache, every) = layers(c, self.dtype, self.attention, self.lora, self.quantize, states, name="layers")(
             embeddings.astype(self.dtype), (jnp.cos(angles), jnp.sin(angles)), mask, cache, cache_start,
             deterministic)
         if states:

@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from flax import traverse_util
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import config as configs
-from spatialllm_jax.models.linear import Params
-from spatialllm_jax.models.tensor_file import TensorFiles
+from spatialllm_jax.models.linear import Params, fold_lora
+from spatialllm_jax.models.tensor_file import TensorFiles, TensorWriter
 
 CONFIG, PARAMS, TENSORS = "config.json", "params", "params.safetensors"
 _CLASSES = {cls.__name__: cls for cls in (
@@ -75,6 +75,26 @@ def save_model(folder: str | Path, config: Any, params: Params) -> None:
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
+
+
+def write_model(folder: str | Path, config: Any, shapes: Mapping[str, jax.ShapeDtypeStruct],
+                leaves: Iterable[tuple[str, np.ndarray]]) -> None:
+    """`save_model` of parameters that come one by one and are never together in memory.
+
+    Args:
+        shapes: path -> shape and type of what will come.
+        leaves: (path, array); every process runs through them, the first one writes.
+    """
+    folder = Path(folder)
+    if jax.process_index():
+        for _ in leaves:
+            pass
+        return
+    with replacing(folder) as partial:
+        (partial / CONFIG).write_text(json.dumps(config_to_json(config), indent=1))
+        with TensorWriter(partial / TENSORS, {path: (leaf.shape, leaf.dtype) for path, leaf in shapes.items()}) as file:
+            for path, leaf in leaves:
+                file.write(path, leaf)
 
 
 def load_config(folder: str | Path) -> Any:
@@ -161,6 +181,50 @@ class Weights:
             key: jax.ShapeDtypeStruct(leaf.shape, (dtypes or {}).get(key, leaf.dtype),
                                       sharding=(shardings or {}).get(key, single))
             for key, leaf in inside.items() if only is None or key in only})
+
+
+def merged(weights: Weights) -> Weights:
+    """The plain model's weights: LoRA updates kept in a folder are added into their kernels as these are read."""
+    adapted = {path.rpartition("/")[0] for path in weights.shapes if path.endswith("/lora_a")}
+    if not adapted:
+        return weights
+    adapters = {part: getattr(weights.config, f"{part}_lora", None) for part in ("vision", "llm")}
+
+    def restore(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        kernels = {path: target for path, target in targets.items()
+                   if path.endswith("/kernel") and path.rpartition("/")[0] in adapted}
+        found = weights.restore({path: target for path, target in targets.items() if path not in kernels})
+        for path, target in kernels.items():
+            found[path] = _merged_kernel(weights, path, target, adapters[path.partition("/")[0]])
+        return found
+
+    plain = {f"{part}_lora": None for part, lora in adapters.items() if lora is not None}
+    shapes = {path: leaf for path, leaf in weights.shapes.items() if not path.endswith(("/lora_a", "/lora_b"))}
+    return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **plain), shapes=shapes,
+                               restore=restore)
+
+
+def _merged_kernel(weights: Weights, path: str, target: jax.ShapeDtypeStruct, lora: configs.LoRAConfig | None,
+                   ) -> jax.Array:
+    owner = path.rpartition("/")[0]
+    if lora is None:
+        raise UserError(f"{weights.where} holds LoRA updates of {owner}, but its {CONFIG} has no LoRA there; set "
+                        "vision_lora or llm_lora in it as in training")
+    assert target.sharding is not None
+    pair = {f"{owner}/{name}": jax.ShapeDtypeStruct(weights.shapes[f"{owner}/{name}"].shape, np.float32,
+                                                    sharding=_whole(target.sharding)) for name in ("lora_a", "lora_b")}
+    found = weights.restore({path: jax.ShapeDtypeStruct(target.shape, np.float32, sharding=target.sharding), **pair})
+    layer = {key.rpartition("/")[2]: leaf for key, leaf in found.items()}
+    # Added in float32 and rounded once.
+    add = jax.jit(lambda tree: fold_lora(tree, lora)["kernel"].astype(target.dtype), out_shardings=target.sharding)
+    kernel: jax.Array = add(layer)
+    return kernel
+
+
+def _whole(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """The same devices, with everything on each of them."""
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()) \
+        if isinstance(sharding, jax.sharding.NamedSharding) else sharding
 
 
 def under(path: str, prefix: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from spatialllm_jax.errors import UserError
@@ -52,6 +53,13 @@ def wait(name: str) -> None:
     """Returns when all processes have come here; at once when there is only one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """All of a global array, on every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def asked_to_stop(step: int) -> bool:

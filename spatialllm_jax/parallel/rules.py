@@ -31,16 +31,20 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
 
 _VIT = r"vision/[^/]+|text"
 _ANY = rf"({_VIT}|llm)/(blocks|layers)"
+# A kernel, or what stands for it in fewer bits (`models.quantize`): pairs and blocks follow each other along its
+# inputs, so they are split where the inputs are.
+_KERNEL = r"(kernel|kernel_int8|kernel_int4|scale_int4)"
 
 # Path (whole match) -> the axes of the array. Every parameter of every model matches exactly one row; a test
 # proves it. "layers" is the leading axis of stacked layers.
 PARAMETERS: tuple[tuple[str, LogicalAxes], ...] = (
-    (rf"{_ANY}/attention/(query|key|value)/kernel", ("layers", "embed", "heads")),
-    (rf"{_ANY}/attention/(query|key|value)/bias", ("layers", "heads")),
-    (rf"{_ANY}/attention/out/kernel", ("layers", "heads", "embed")),
-    (rf"{_ANY}/mlp/(gate|up)/kernel", ("layers", "embed", "mlp")),
-    (rf"{_ANY}/mlp/(gate|up)/bias", ("layers", "mlp")),
-    (rf"{_ANY}/mlp/down/kernel", ("layers", "mlp", "embed")),
+    (rf"{_ANY}/attention/(query|key|value)/{_KERNEL}", ("layers", "embed", "heads")),
+    (rf"{_ANY}/attention/(query|key|value)/(bias|scale_int8)", ("layers", "heads")),
+    (rf"{_ANY}/attention/out/{_KERNEL}", ("layers", "heads", "embed")),
+    (rf"{_ANY}/mlp/(gate|up)/{_KERNEL}", ("layers", "embed", "mlp")),
+    (rf"{_ANY}/mlp/(gate|up)/(bias|scale_int8)", ("layers", "mlp")),
+    (rf"{_ANY}/mlp/down/{_KERNEL}", ("layers", "mlp", "embed")),
+    (rf"{_ANY}/(attention/out|mlp/down)/scale_int8", ("layers", "embed")),
     (rf"{_ANY}/(attention/out|mlp/down)/bias", ("layers", None)),
     (rf"{_ANY}/(norm1|norm2)/(scale|bias)", ("layers", None)),
     (rf"{_ANY}/scale[12]", ("layers", None)),

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from spatialllm_jax.data.pipeline import RowConfig
 from spatialllm_jax.data.samples import SourceConfig
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.models.config import LoRAConfig
+from spatialllm_jax.models.config import QUANTIZE, LoRAConfig
 from spatialllm_jax.training.optimizer import OptimizerConfig
 
 T = TypeVar("T")
 OBJECTIVES = ("next_token", "patch_words", "contrastive")
+FROZEN_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,22 @@ class StageConfig:
         optimizer: AdamW and its schedule.
         sources: data mixture, by name.
         template, system: chat template of the text; see `data.chat`.
+        tokenizer: folder of the tokenizer of this stage's texts where it is not the run's: CLIP's own, for a
+            contrastive stage against CLIP's pretrained text tower.
         accumulate: micro-batches per update.
-        lora: low-rank updates on the vision encoders while this stage runs, merged at its end.
+        lora, llm_lora: low-rank updates on the vision encoders, on the language model, while this stage runs; merged
+            at its end. `trainable` must name them: ".*lora_", "connector|llm/.*lora_".
+        keep_lora: leave the updates unmerged in the stage's model folder, so that they can be exported as an adapter;
+            the next stage, and whatever else starts from the folder, merges them as it reads.
+        quantize: how the frozen kernels of the language model's layers are held while the stage runs: "none", "int8"
+            or "int4" (`models.quantize`). The model at its end starts from the exact ones again.
+        frozen_dtype: "float32" or "bfloat16", of frozen kernels and the language model's embedding while the stage
+            runs. What trains is float32 whatever this says, and the model at its end holds the exact values again.
         stored_features: compute the frozen encoders' features once instead of at every step.
         patch_weight: under "next_token", weight of a visual token's words next to a supervised token's 1.
         loss_chunk: positions per chunk of the cross-entropy.
+        contrast_chunk: under "contrastive", rows of logits that a device holds at a time; 0 holds the whole [B, B]
+            matrix on every device, for batches of a few hundred.
         save_every, log_every: in steps.
         keep_last, keep_best: checkpoints that stay while the stage runs: the newest, and those of lowest loss. With
             `keep_best` the best one becomes `model-best/` beside the last one's `model/`.
@@ -49,11 +61,17 @@ class StageConfig:
     sources: tuple[SourceConfig, ...]
     template: str = "llama3"
     system: str | None = None
+    tokenizer: str = ""
     accumulate: int = 1
     lora: LoRAConfig | None = None
+    llm_lora: LoRAConfig | None = None
+    keep_lora: bool = False
+    quantize: str = "none"
+    frozen_dtype: str = "float32"
     stored_features: bool = False
     patch_weight: float = 0.0
     loss_chunk: int = 256
+    contrast_chunk: int = 0
     save_every: int = 1000
     log_every: int = 10
     keep_last: int = 2
@@ -77,6 +95,7 @@ class StageConfig:
         if self.objective == "contrastive" and self.accumulate > 1:
             raise UserError(f"stage {self.name!r} is contrastive: every row is compared with the whole batch, so "
                             "set accumulate to 1")
+        self._check_adapters()
         if not self.sources:
             raise UserError(f"stage {self.name!r} has no data sources")
         if self.needs_patch_words and not any(source.patch_words for source in self.sources):
@@ -88,6 +107,21 @@ class StageConfig:
         if self.stored_features and self.trains_vision:
             raise UserError(f"stage {self.name!r} trains a vision encoder, whose features cannot be stored; "
                             "set stored_features to False")
+
+    def _check_adapters(self) -> None:
+        where = f"stage {self.name!r}"
+        if self.quantize not in QUANTIZE:
+            raise UserError(f"{where}: quantize {self.quantize!r} is unknown; choose one of {', '.join(QUANTIZE)}")
+        if self.frozen_dtype not in FROZEN_DTYPES:
+            raise UserError(f"{where}: frozen_dtype {self.frozen_dtype!r} is unknown; choose one of "
+                            f"{', '.join(FROZEN_DTYPES)}")
+        if self.objective == "contrastive" and (self.llm_lora is not None or self.quantize != "none"):
+            raise UserError(f"{where} is contrastive and runs no language model; leave out llm_lora and quantize")
+        if self.keep_lora and self.lora is None and self.llm_lora is None:
+            raise UserError(f"{where} keeps LoRA updates but has none; set lora or llm_lora, or keep_lora to False")
+        if self.contrast_chunk < 0 or (self.contrast_chunk and self.objective != "contrastive"):
+            raise UserError(f"{where}: contrast_chunk {self.contrast_chunk} is for contrastive stages, and not "
+                            "negative; leave it at 0")
 
     @property
     def needs_patch_words(self) -> bool:
@@ -119,9 +153,9 @@ def stage_config(name: str, tree: Mapping[str, Any]) -> StageConfig:
     sources = tuple(
         build(SourceConfig, {"name": key, **value}, f"{where}.sources.{key}")
         for key, value in fields.pop("sources", {}).items() if value.get("weight", 1.0) > 0)
-    lora = fields.pop("lora", None)
+    lora = {key: fields.pop(key, None) for key in ("lora", "llm_lora")}
     return build(StageConfig, {
         **fields, "name": name, "sources": sources,
         "rows": build(RowConfig, fields.get("rows", {}), f"{where}.rows"),
         "optimizer": build(OptimizerConfig, fields.get("optimizer", {}), f"{where}.optimizer"),
-        "lora": build(LoRAConfig, lora, f"{where}.lora") if lora else None}, where)
+        **{key: build(LoRAConfig, tree, f"{where}.{key}") if tree else None for key, tree in lora.items()}}, where)

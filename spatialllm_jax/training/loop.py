@@ -119,8 +119,8 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                     row = metrics_lib.summarize(pending, names)
                     for k in metrics_lib.not_finite(pending):
                         suspect = "; ".join(rows[k].tolist())
-                        logging.warning("stage %s: step %d was not finite and changed nothing; its rows: %s", stage.name,
-                                        step - len(pending) + 1 + k, suspect)
+                        logging.warning("stage %s: step %d was not finite and changed nothing; its rows: %s",
+                                        stage.name, step - len(pending) + 1 + k, suspect)
                     elapsed = max(time.monotonic() - started, 1e-9)
                     loss = row["loss"]
                     log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),

@@ -8,17 +8,20 @@ means, which weighs tokens by the company they keep; docs/recipes.md.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.clip_text import CLIP
 from spatialllm_jax.models.spatialllm import SpatialLLM
+from spatialllm_jax.parallel.rules import MESH_AXES
 
 # (params, batch, rng) -> (loss sum, weight, sums for the metrics)
 Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -155,9 +158,15 @@ class Contrastive:
     Rows with the same caption are positives of each other: templated texts repeat within a batch, and
     calling them negatives would teach the tower to tell equal things apart. The target distribution is
     uniform over the equal captions.
+
+    Attributes:
+        model: both towers.
+        chunk: rows of the [B, B] logits that a device holds at a time (`contrastive_sums`); 0 holds them all, for
+            batches of a few hundred.
     """
 
     model: CLIP
+    chunk: int = 0
 
     def __call__(self, params: Any, batch: Batch, rng: jax.Array):
         valid = batch.segment_ids == 1
@@ -167,12 +176,59 @@ class Contrastive:
             {"params": params}, batch.images[:, 0], batch.tokens * valid, end, deterministic=False,
             rngs={"dropout": rng})
         image, text, scale = out
+        count = jnp.float32(image.shape[0])
+        if self.chunk:
+            loss, found = contrastive_sums(image, text, scale, batch.tokens * valid, self.chunk)
+            return loss, count, {"loss": loss[None], "weight": count[None], "right": found[None]}
         logits = scale * jnp.einsum("id,jd->ij", image, text)
         tokens = batch.tokens * valid
         same = (tokens[:, None] == tokens[None]).all(-1).astype(jnp.float32)
         target = same / same.sum(-1, keepdims=True)
         rows = (optax.softmax_cross_entropy(logits, target) + optax.softmax_cross_entropy(logits.T, target)) / 2
         right = jnp.take_along_axis(same, logits.argmax(-1)[:, None], axis=-1)[:, 0]
-        count = jnp.float32(rows.shape[0])
         sums = {"loss": rows.sum()[None], "weight": count[None], "right": right.sum()[None]}
         return rows.sum(), count, sums
+
+
+def contrastive_sums(image: Float[Array, "B E"], text: Float[Array, "B E"], scale: Float[Array, ""],
+                     captions: Int[Array, "B T"], chunk: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(loss sum, rows whose likeliest caption is theirs) of `Contrastive`, without the [B, B] logits.
+
+    Every device compares its own images with all texts and its own texts with all images, `chunk` rows at a time,
+    and makes them again in the backward pass: its memory is that of [chunk, B] logits and two [B, E] embeddings, and
+    only the latter (and the token ids) travel. (OpenCLIP calls this the local loss with gathered gradients.)
+
+    Args:
+        captions: token ids, 0 in the padding; equal rows are positives of each other.
+    """
+    one_device = functools.partial(_own_rows, chunk=chunk)
+    if jax.sharding.get_abstract_mesh().empty:
+        return one_device(image, text, scale, captions, axes=())
+    axes = MESH_AXES["batch"]
+    rows, whole = PartitionSpec(axes), PartitionSpec()
+    return jax.shard_map(functools.partial(one_device, axes=axes), in_specs=(rows, rows, whole, rows),
+                         out_specs=(whole, whole))(image, text, scale, captions)
+
+
+def _own_rows(image: Array, text: Array, scale: Array, captions: Array, *, chunk: int, axes: tuple[str, ...],
+              ) -> tuple[Array, Array]:
+    """`contrastive_sums` of one device's rows against everybody's, added up over the mesh's `axes`."""
+    def everybodys(x: Array) -> Array:
+        return jax.lax.all_gather(x, axes, tiled=True) if axes else x
+
+    images, texts, every = everybodys(image), everybodys(text), everybodys(captions)
+    # Captions are told apart by the first row that holds them, found row by row: nothing of [B, B, T] or [chunk, B, T].
+    number = jax.lax.map(lambda caption: (every == caption).all(-1).argmax(), captions)
+    numbers = everybodys(number)
+
+    @jax.checkpoint
+    def one(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        own_image, own_text, own_number = row
+        same = numbers == own_number
+        logits = scale * jnp.stack([texts @ own_image, images @ own_text])
+        losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(same, logits, 0.0).sum(-1) / same.sum()
+        return losses.mean(), same[logits[0].argmax()].astype(jnp.float32)
+
+    losses, right = jax.lax.map(one, (image, text, number), batch_size=chunk)
+    total = losses.sum(), right.sum()
+    return jax.lax.psum(total, axes) if axes else total

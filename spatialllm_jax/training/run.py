@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
 from spatialllm_jax.parallel import hosts
 from spatialllm_jax.parallel.mesh import make_mesh, replicated
 from spatialllm_jax.parallel.rules import param_shardings, state_shardings
+from spatialllm_jax.training import frozen as frozen_lib
 from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.features import stored_features
@@ -78,26 +80,25 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
     model = model_config(config, tokenizer)
     mesh = make_mesh(**config.get("mesh", {}))
     folders = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
-    pool: dict[str, jax.Array] = {}
+    earlier: list[store.Weights] = []
     summary: dict[str, Any] = {"row": config["row"], "workdir": str(workdir), "stages": {}}
     known = [_parts(stage, config, model, tokenizer).abstract for stage in stages]
     initial.check_prefixes(folders, known)
-    weights = {prefix: open_weights(folder, prefix) for prefix, folder in folders.items()}
+    weights = {prefix: store.merged(open_weights(folder, prefix)) for prefix, folder in folders.items()}
     initial.check_configs(weights, model)
     for stage, abstract in zip(stages, known, strict=True):
-        split(abstract, stage.trainable)
+        frozen_lib.held(abstract, stage)
     _store_config(config, workdir)  # only now: a config with a mistake must not occupy the folder
     with jax.set_mesh(mesh):
         for index, stage in enumerate(stages):
             folder = workdir / stage.name
             if (folder / MODEL / CHAT).exists():  # the last file written
                 logging.info("stage %s is done", stage.name)
-                done = store.open_weights(folder / MODEL)
-                pool.update(done.load(shardings=flatten(param_shardings(unflatten(done.shapes), mesh))))
             else:
-                pool.update(_train_stage(stage, config, model, tokenizer, mesh, pool, weights, folder,
-                                         jax.random.fold_in(jax.random.key(config["seed"]), index),
-                                         watch))
+                _train_stage(stage, config, model, tokenizer, mesh, earlier, weights, folder,
+                             jax.random.fold_in(jax.random.key(config["seed"]), index), watch)
+            # Read again by whoever needs them: between stages nothing lies on the devices.
+            earlier.insert(0, store.merged(store.open_weights(folder / MODEL)))
             lines = read_lines(folder / "metrics.jsonl")
             summary["stages"][stage.name] = lines[-1] if lines else {}
     summary["model"] = str(workdir / stages[-1].name / MODEL)
@@ -154,6 +155,11 @@ def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> to
     return tokenizer
 
 
+def stage_tokenizer(stage: StageConfig, tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer of a stage's texts: its own, or the run's."""
+    return tokenizers.load(stage.tokenizer) if stage.tokenizer else tokenizer
+
+
 def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizers.Tokenizer:
     """A tokenizer trained on the questions, answers and patch words of the first `limit` images of every dataset."""
     texts: list[str] = []
@@ -176,15 +182,21 @@ def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizer
 def _parts(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
            tokenizer: tokenizers.Tokenizer) -> Parts:
     if stage.objective != "contrastive":
-        whole = model.replace(vision_lora=stage.lora)
+        whole = frozen_lib.adapted(model, stage.lora, stage.llm_lora)
         return Parts(whole, lambda key: init_params(whole, key), _abstract(lambda key: init_params(whole, key)))
     clip = clip_preset(config["model"]["text_tower"])
     vision = next((encoder for encoder in model.vision if encoder.kind == "clip"), None)
     if vision is None:
         raise UserError(f"stage {stage.name!r} is contrastive, but the model has no CLIP vision encoder")
+    tokenizer = stage_tokenizer(stage, tokenizer)
     text = dataclasses.replace(clip.text, vocab_size=-(-max(tokenizer.vocab_size, 1) // 64) * 64) \
         if config["model"].get("fit_vocabulary") else clip.text
-    clip = dataclasses.replace(clip, vision=vision, text=text, vision_lora=stage.lora)
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(f"stage {stage.name!r} is contrastive: its tokenizer has {tokenizer.vocab_size} tokens and the "
+                        f"text tower {text.vocab_size}; set stages.{stage.name}.tokenizer to the tower's own folder")
+    clip = dataclasses.replace(clip, vision=vision, text=text, dtype=model.dtype, remat=model.remat,
+                               attention=model.attention)
+    clip = frozen_lib.adapted(clip, stage.lora, None)
     return Parts(clip, lambda key: init_clip(clip, key), _abstract(lambda key: init_clip(clip, key)))
 
 
@@ -193,16 +205,22 @@ def _abstract(init: Callable[[jax.Array], Any]) -> Flat:
 
 
 def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
-                 tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, pool: dict[str, jax.Array],
-                 weights: dict[str, store.Weights], folder: Path, key: jax.Array, watch: Watch,
-                 ) -> dict[str, jax.Array]:
+                 tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh, earlier: list[store.Weights],
+                 weights: dict[str, store.Weights], folder: Path, key: jax.Array, watch: Watch) -> None:
+    parts = _parts(stage, config, model, tokenizer)
+    tokenizer = stage_tokenizer(stage, tokenizer)
     text = TextConfig(stage.template, stage.rows.longest, model.connector.num_tokens, stage.system)
     stage = _sized(stage, text, tokenizer, mesh, config["seed"])
-    parts = _parts(stage, config, model, tokenizer)
     shardings = flatten(param_shardings(unflatten(parts.abstract), mesh))
     init_key, step_key = jax.random.split(key)
-    params = initial.gather(parts.abstract, parts.init, init_key, shardings, before=pool, weights=weights)
-    trainable, frozen = split(params, stage.trainable)
+
+    def read(abstract: Flat, **options: Any) -> dict[str, jax.Array]:
+        return initial.gather(abstract, parts.init, init_key, shardings, before=earlier, weights=weights, **options)
+
+    params = read(frozen_lib.held(parts.abstract, stage), quantize=stage.quantize)
+    chosen, _ = split(parts.abstract, stage.trainable)
+    trainable = {path: params[path] for path in chosen}
+    frozen = {path: leaf for path, leaf in params.items() if path not in chosen}
     stores = None
     if stage.stored_features and jax.process_count() > 1:
         raise UserError(f"stage {stage.name!r} stores features, which one process computes; set stored_features to "
@@ -217,8 +235,10 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
         frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
     tx = optimizer.build(stage.optimizer, stage.steps)
     state = init_state(trainable, frozen, tx, step_key)
-    state = jax.device_put(state, state_shardings(state, parts.abstract, mesh))
-    objective = _objective(stage, parts.config)
+    state = jax.device_put(state, state_shardings(state, params, mesh))
+    running = dataclasses.replace(parts.config, llm_quantize=stage.quantize) \
+        if isinstance(parts.config, ModelConfig) else parts.config
+    objective = _objective(stage, running)
     # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
     step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
                       donate_argnums=0,
@@ -230,30 +250,39 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                             process_index=jax.process_index(), process_count=jax.process_count())
     last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
                            flops=_flops(stage, parts.config, trainable))
+    save = functools.partial(_save, stage=stage, parts=parts, tokenizer=tokenizer, exact=functools.partial(
+        read, parts.abstract), stored=[*earlier, *weights.values()])
     # The step owned (and was given) the arrays it ran on; only those it never saw are still `params`'.
-    result = _save(folder / MODEL, stage, parts.config, {**params, **last.frozen, **last.trainable}, tokenizer)
+    save(folder / MODEL, {**params, **last.frozen, **last.trainable})
     if best is not None:
-        _save(folder / f"{MODEL}-best", stage, parts.config, {**params, **last.frozen, **best.trainable}, tokenizer)
+        save(folder / f"{MODEL}-best", {**params, **last.frozen, **best.trainable})
     if hosts.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     hosts.wait(f"{stage.name} is saved")
-    return result
 
 
-def _save(folder: Path, stage: StageConfig, config: ModelConfig | ClipConfig, params: dict[str, jax.Array],
-          tokenizer: tokenizers.Tokenizer) -> dict[str, jax.Array]:
-    """Writes a model folder with low-rank updates merged; returns what is in it."""
-    plain, result = config, params
-    if stage.lora is not None:
-        result = flatten(merge_lora(unflatten(params), cast(ModelConfig, config)))
-        plain = dataclasses.replace(config, vision_lora=None)
-    store.save_model(folder, plain, unflatten(result))
+def _save(folder: Path, params: dict[str, jax.Array], *, stage: StageConfig, parts: Parts,
+          tokenizer: tokenizers.Tokenizer, exact: Callable[..., dict[str, jax.Array]],
+          stored: list[store.Weights]) -> None:
+    """Writes a model folder: low-rank updates merged unless they are to be kept, and nothing rounded.
+
+    Args:
+        exact: reads the paths `only` as the stage found them.
+        stored: all that they are read from.
+    """
+    if rounded := frozen_lib.rounded(parts.abstract, stage):
+        frozen_lib.write_exact(folder, parts.config, params, parts.abstract, initial.portions(rounded, stored),
+                               lambda paths: exact(only=paths), stage.keep_lora)
+    elif (stage.lora is None and stage.llm_lora is None) or stage.keep_lora:
+        store.save_model(folder, parts.config, unflatten(params))
+    else:
+        store.save_model(folder, frozen_lib.adapted(parts.config, None, None),
+                         merge_lora(unflatten(params), cast(ModelConfig, parts.config)))
     if hosts.is_first():
         tokenizer.save(folder)
         (folder / CHAT).write_text(json.dumps(
             {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
              "resize": stage.rows.resize}))
-    return result
 
 
 def _flops(stage: StageConfig, config: ModelConfig | ClipConfig, trainable: Flat) -> StepFlops | None:
@@ -263,7 +292,8 @@ def _flops(stage: StageConfig, config: ModelConfig | ClipConfig, trainable: Flat
     def trains(top: str) -> bool:
         return any(path.startswith(top) for path in trainable)
 
-    return step_flops(config, trains_llm=trains("llm/"), trains_connector=trains("connector/"),
+    return step_flops(config, trains_llm=any(path.startswith("llm/") and "lora_" not in path for path in trainable),
+                      adapts_llm=stage.llm_lora is not None, trains_connector=trains("connector/"),
                       trains_vision=trains("vision/"), encodes=not stage.stored_features)
 
 
@@ -281,7 +311,7 @@ def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer
 
 def _objective(stage: StageConfig, config: ModelConfig | ClipConfig) -> Objective:
     if isinstance(config, ClipConfig):
-        return Contrastive(CLIP(config))
+        return Contrastive(CLIP(config), stage.contrast_chunk)
     if stage.objective == "patch_words":
         return PatchWords(SpatialLLM(config), stage.loss_chunk)
     return NextToken(SpatialLLM(config), len(stage.sources), stage.loss_chunk, stage.patch_weight)

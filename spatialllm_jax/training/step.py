@@ -103,7 +103,8 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
             state, step=state.step + 1, trainable=trainable, opt_state=opt_state,
                             skipped=state.skipped + (~good).astype(jnp.int32))
         return new, {"loss": loss * scale, "weight": weight, "grad_norm": grad_norm, "sources": metrics,
-                     "skipped": new.skipped, "finite": good, "param_norm": optax.tree.norm(trainable), "counts": batch_counts(batch)}
+                     "skipped": new.skipped, "finite": good, "param_norm": optax.tree.norm(trainable),
+                     "counts": batch_counts(batch)}
 
     return step
 

@@ -45,6 +45,12 @@ def test_a_stage():
     ({"rows": {"length": 32, "batch_size": 2, "samples": 4}}, "two ways to say the same"),
     ({"rows": {"length": 32, "batch_size": 2, "packing": "tight"}}, "'tight' is unknown"),
     ({"stored_features": True, "sources": {"mix": {"path": "mix.json"}}}, r"mix\.json is a LLaVA JSON file"),
+    ({"llm_lora": {"ranks": 2}}, r"config\.stages\.align\.llm_lora has no field 'ranks'"),
+    ({"quantize": "int2"}, "'align': quantize 'int2' is unknown; choose one of none, int8, int4"),
+    ({"frozen_dtype": "float16"}, "frozen_dtype 'float16' is unknown; choose one of float32, bfloat16"),
+    ({"objective": "contrastive", "quantize": "int8"}, "contrastive and runs no language model"),
+    ({"keep_lora": True}, "keeps LoRA updates but has none; set lora or llm_lora"),
+    ({"contrast_chunk": 64}, "contrast_chunk 64 is for contrastive stages"),
 ])
 def test_mistakes_in_a_stage(changes, words):
     with pytest.raises(UserError, match=words):

@@ -1,6 +1,7 @@
 """Losses against torch and against full logits; the step's promises."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
-from spatialllm_jax.training.objectives import Contrastive, NextToken, PatchWords, token_sums
+from spatialllm_jax.parallel.mesh import batch_sharding, make_mesh
+from spatialllm_jax.training.objectives import Contrastive, NextToken, PatchWords, contrastive_sums, token_sums
 from spatialllm_jax.training.partition import split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
 
@@ -95,14 +97,15 @@ def unit(rng, *shape):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+@pytest.mark.parametrize("chunk", [0, 3])
 @pytest.mark.parametrize("captions", [
     [[1, 2], [1, 3, 4], [5], [1, 2, 3]],                 # all different: CLIP's own loss
     [[1, 2], [1, 3, 4], [1, 2], [1, 2]]])                # three of one kind
-def test_contrastive_loss(captions):
+def test_contrastive_loss(captions, chunk):
     rng = np.random.default_rng(0)
     image, text, scale = unit(rng, 4, 5), unit(rng, 4, 5), 7.0
     towers = Towers(image, text, scale)
-    loss, count, sums = Contrastive(towers)({}, clip_batch(captions), jax.random.key(0))
+    loss, count, sums = Contrastive(towers, chunk)({}, clip_batch(captions), jax.random.key(0))
     logits = torch.tensor(scale * image @ text.T)
     target = torch.tensor([[float(a == b) for b in captions] for a in captions])
     target /= target.sum(1, keepdim=True)
@@ -115,6 +118,63 @@ def test_contrastive_loss(captions):
     assert towers.end.tolist() == [len(caption) - 1 for caption in captions]
     found = logits.argmax(1).numpy()
     assert float(sums["right"][0]) == sum(captions[k] == captions[found[k]] for k in range(4))
+
+
+def pairs(rows, distinct):
+    """(images, texts, scale, captions): `distinct` captions among the rows, that differ in their last word alone."""
+    rng = np.random.default_rng(0)
+    captions = np.tile([3, 1, 4, 1, 5, 0, 0], (rows, 1)).astype(np.int32)
+    captions[:, 4] = 5 + rng.permutation(np.arange(rows) % distinct)
+    return unit(rng, rows, 24), unit(rng, rows, 24), np.float32(30.0), captions
+
+
+def by_torch(image, text, scale, captions):
+    """The mean loss and its gradients, from the whole matrix."""
+    image, text, scale = (torch.tensor(x, requires_grad=True) for x in (image, text, scale))
+    target = torch.tensor((captions[:, None] == captions[None]).all(-1)).float()
+    target /= target.sum(1, keepdim=True)
+    logits = scale * image @ text.T
+    loss = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    loss.backward()
+    return float(loss.detach()), [x.grad.numpy() for x in (image, text, scale)]
+
+
+def chunked(chunk):
+    """(images, texts, scale, captions) -> (mean loss, gradients)."""
+    return jax.jit(jax.value_and_grad(
+        lambda *args: contrastive_sums(*args, chunk)[0] / len(args[0]), (0, 1, 2)))
+
+
+@pytest.mark.parametrize("distinct", [40, 7])
+@pytest.mark.parametrize("shape", [None, (8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_contrast_in_chunks_on_any_mesh_is_the_whole_matrix(shape, distinct):
+    args = pairs(40, distinct)
+    loss, grads = by_torch(*args)
+    for chunk in (1, 3, 64):
+        if shape is None:
+            value, found = chunked(chunk)(*args)
+        else:
+            mesh = make_mesh(*shape)
+            with jax.set_mesh(mesh):
+                image, text, captions = (jax.device_put(x, batch_sharding(mesh)) for x in (args[0], args[1], args[3]))
+                value, found = chunked(chunk)(image, text, args[2], captions)
+        assert float(value) == pytest.approx(loss, abs=1e-5)
+        for mine, theirs in zip(found, grads, strict=True):
+            assert np.abs(theirs).max() > 1e-4
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_no_device_holds_the_matrix():
+    """The compiled step of 512 rows on 8 devices: 16 x 512 logits are the largest, forward and backward."""
+    args, mesh = pairs(512, 100), make_mesh(4, 2, 1)
+    with jax.set_mesh(mesh):
+        placed = [x if x.ndim == 0 else jax.device_put(x, batch_sharding(mesh)) for x in args]
+        program = chunked(16).lower(*placed).compile()
+    text = program.as_text()
+    sizes = {tuple(map(int, shape.split(","))) for shape in re.findall(r"[a-z]\d*\[([\d,]+)\]", text)}
+    assert (16, 512) in sizes or (2, 16, 512) in sizes or (16, 2, 512) in sizes
+    assert max(np.prod(size) for size in sizes) == 2 * 16 * 512
+    assert program.memory_analysis().temp_size_in_bytes < 512 * 512 * 4
 
 
 @pytest.fixture(scope="module")
