@@ -184,11 +184,20 @@ class Weights:
 
 
 def merged(weights: Weights) -> Weights:
-    """The plain model's weights: LoRA updates kept in a folder are added into their kernels as these are read."""
+    """The plain model's weights: LoRA updates kept in a folder are added into their kernels as these are read.
+
+    Raises:
+        UserError: there are updates where the folder's configuration has no LoRA.
+    """
     adapted = {path.rpartition("/")[0] for path in weights.shapes if path.endswith("/lora_a")}
     if not adapted:
         return weights
-    adapters = {part: getattr(weights.config, f"{part}_lora", None) for part in ("vision", "llm")}
+    adapters = {part: lora for part in ("vision", "llm")
+                if (lora := getattr(weights.config, f"{part}_lora", None)) is not None}
+    for owner in sorted(adapted):
+        if owner.partition("/")[0] not in adapters:
+            raise UserError(f"{weights.where} holds LoRA updates of {owner}, but its {CONFIG} has no LoRA there; set "
+                            "vision_lora or llm_lora in it as in training")
 
     def restore(targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         kernels = {path: target for path, target in targets.items()
@@ -198,18 +207,14 @@ def merged(weights: Weights) -> Weights:
             found[path] = _merged_kernel(weights, path, target, adapters[path.partition("/")[0]])
         return found
 
-    plain = {f"{part}_lora": None for part, lora in adapters.items() if lora is not None}
+    plain = {f"{part}_lora": None for part in adapters}
     shapes = {path: leaf for path, leaf in weights.shapes.items() if not path.endswith(("/lora_a", "/lora_b"))}
     return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **plain), shapes=shapes,
                                restore=restore)
 
 
-def _merged_kernel(weights: Weights, path: str, target: jax.ShapeDtypeStruct, lora: configs.LoRAConfig | None,
-                   ) -> jax.Array:
+def _merged_kernel(weights: Weights, path: str, target: jax.ShapeDtypeStruct, lora: configs.LoRAConfig) -> jax.Array:
     owner = path.rpartition("/")[0]
-    if lora is None:
-        raise UserError(f"{weights.where} holds LoRA updates of {owner}, but its {CONFIG} has no LoRA there; set "
-                        "vision_lora or llm_lora in it as in training")
     assert target.sharding is not None
     pair = {f"{owner}/{name}": jax.ShapeDtypeStruct(weights.shapes[f"{owner}/{name}"].shape, np.float32,
                                                     sharding=_whole(target.sharding)) for name in ("lora_a", "lora_b")}

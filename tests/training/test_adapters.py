@@ -161,6 +161,9 @@ def test_kept_updates_can_be_evaluated_exported_and_started_from(kept, merged, t
     path = "llm/layers/mlp/up/kernel"
     narrow = read.load(path, dtypes={path: jnp.bfloat16})[path]
     np.testing.assert_array_equal(narrow, read.load(path)[path].astype(jnp.bfloat16))   # added, then rounded once
+    bare = dataclasses.replace(store.open_weights(folder), config=preset("nano"))
+    with pytest.raises(UserError, match=r"holds LoRA updates of llm/layers/attention/key, but its config\.json has no"):
+        store.merged(bare)
     # peft's adapter
     to_hf.main([str(folder), "--part", "llm", "--lora", "adapter", "--out", str(tmp_path / "adapter")])
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
