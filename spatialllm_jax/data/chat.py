@@ -183,8 +183,8 @@ def encode_plain(tokenizer: Tokenizer, caption: str | None, *, num_image_tokens:
 
 
 def begin_token(tokenizer: Tokenizer) -> str | None:
-    """The token that begins a text in this vocabulary, or None."""
-    return next((name for name in ("<|begin_of_text|>", "<s>") if tokenizer.has(name)), None)
+    """The token that begins a text in this vocabulary (Llama 3's, Llama 2's, CLIP's), or None."""
+    return next((name for name in ("<|begin_of_text|>", "<s>", "<|startoftext|>") if tokenizer.has(name)), None)
 
 
 def _reply(tokenizer: Tokenizer, form: Template, answer: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from spatialllm_jax.data import chat
+from spatialllm_jax.data import chat, samples
 from spatialllm_jax.data import tokenizer as tokenizer_lib
 from spatialllm_jax.errors import UserError
 
@@ -151,6 +151,19 @@ def test_plain_captions(letters):
     assert text_of(letters, targets[weights > 0]) == "a red car\n"
     assert chat.encode_plain(letters, "a red car", num_image_tokens=3, begin=None).length == encoded.length - 1
     assert chat.encode_plain(letters, "a red car", num_image_tokens=3, begin=None, max_length=12).answers == ()
+
+
+def test_a_caption_in_clip_s_vocabulary():
+    """OpenAI's CLIP was trained with its start token before every text and pools at its end token."""
+    backend = tokenizers.Tokenizer(models.WordLevel({"a": 0, "red": 1, "car": 2}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    clip = tokenizer_lib.Tokenizer(backend)
+    text = samples.TextConfig("llama3", 77, 0)
+    encoded = samples.encode_caption(clip, "a red car", text)
+    assert encoded.tokens.tolist() == [3, 0, 1, 2, 4]
+    cut = samples.encode_caption(clip, "a red car", samples.TextConfig("llama3", 4, 0))
+    assert cut.tokens.tolist() == [3, 0, 1, 4]
 
 
 def test_begin_and_stop_tokens(letters, trained):

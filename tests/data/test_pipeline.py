@@ -64,6 +64,7 @@ def test_shapes_and_types(tiny_dataset, tiny_tokenizer):
     assert batch["loss_weights"].shape == (4, 96)
     assert batch["images"].shape == (4, 4, 16, 16, 3) and batch["images"].dtype == np.uint8
     assert batch["image_mask"].shape == (4, 4) and batch["image_mask"].dtype == bool
+    assert batch.pop(pipeline.NAMES).shape == (4,)
     assert Batch(**batch).shape == (4, 96)
 
 

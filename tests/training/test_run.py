@@ -232,5 +232,5 @@ def test_checkpoints_of_another_shape_are_named(tiny_dataset, tmp_path, one_devi
 def test_too_many_bad_steps_stop_the_run(tiny_dataset, tmp_path, one_device):
     tree = config(tiny_dataset, tmp_path)
     tree["stages"]["tune"] |= {"max_skipped": 2, "optimizer": {"learning_rate": float("nan"), "warmup": 0.0}}
-    with pytest.raises(UserError, match=r"stage 'tune'.*not finite by step 3;.*look at its data, last at train-\d+; "):
+    with pytest.raises(UserError, match=r"stage 'tune'.*not finite by step 4;.*look at its data, last at train-\d+; "):
         train(tree, tmp_path / "run")
