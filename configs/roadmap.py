@@ -32,8 +32,6 @@ CLIP_LINEARS = "vision/clip/.*(query|key|value|out|up|down)$"
 FROZEN = {"frozen_dtype": "bfloat16"}
 
 CAPTIONS = {"caption": 1.0}
-GENERAL = {"what": 1.0, "presence": 1.0, "colour": 1.0, "count": 0.5, "left_right": 1.0, "where": 1.0,
-           "caption": 0.5}
 PROBING = {"depth": 1.0, "distance": 0.7, "azimuth": 1.5, "elevation": 0.3}
 SPATIAL = {"closer_to_camera": 1.0, "closer_to_object": 1.0, "facing_camera": 1.0, "facing_object": 1.0,
            "same_direction": 1.0, "higher": 1.0, "on_which_side": 1.0}
@@ -49,6 +47,12 @@ TINY_PROBING = {"azimuth": 1.5, "depth": 1.0}
 TINY_PROBING_OF = {"3di_pb_in166k": TINY_PROBING, "3di_pb_oi1m": {"depth": 1.5, "distance": 1.0, "azimuth": 0.5}}
 TINY_FT = {**SPATIAL, "closer_to_camera": 1.5, "facing_camera": 2.0, "higher": 1.5, "same_direction": 1.5,
            "azimuth": 1.0, "depth": 1.0}
+# Samples per pass. The paper speaks of 166K and 1M pairs, and of 1M conversations (its supplement: of 1M questions).
+COUNTS = {"3di_pb_in166k": 166_000, "3di_pb_oi1m": 1_000_000, "3di_ft1m": 1_000_000}
+# Rows of full-size stages: whole samples of up to 2,048 positions packed into 4,096, as many rows per step as hold
+# LLaVA's number of samples on average (docs/training.md). With steps 0, a stage is one pass of its sources.
+PACKED = {"batch_size": 0, "samples": 0, "length": 4096, "max_length": 2048, "images": 6, "image_size": 336,
+          "packing": "pack", "resize": "pad", "window": 1024, "max_broken": 100}
 EXTRA = {"3di_ft1m": SPATIAL, "3di_pb_oi1m": PROBING, "3di_pb_in166k": PROBING}
 
 
@@ -99,28 +103,37 @@ def _full(row: str) -> ConfigDict:
         config.stages.stage0.update({"tokenizer": clip, "contrast_chunk": 128})
         for tower in ("text", "vision_projection", "text_projection", "logit_scale"):
             config.weights[tower] = clip
-    samples = 558_128 + {"": 0, "3di_ft1m": 1_000_000, "3di_pb_oi1m": 1_000_000, "3di_pb_in166k": 166_000}[align]
     config.stages.align = {
-        "objective": "next_token", "trainable": "connector", "steps": -(-samples // 256),
-        "rows": {"batch_size": 256, "length": 2048, "images": 1, "image_size": 336, "packing": False,
-                 "resize": "square"},
+        "objective": "next_token", "trainable": "connector", "steps": 0,
+        "rows": {**PACKED, "samples": 256, "resize": "square"},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03},
         "template": template, **FROZEN,
         # Captions use LLaVA's `plain` form; probing questions keep their question (docs/design.md).
-        "sources": {"cc558k": _source("data/cc558k", CAPTIONS, 558_128.0, "plain")}}
+        "sources": {"cc558k": _llava("data/cc558k/blip_laion_cc_sbu_558k.json", 558_128, "plain")}}
     if align:
-        config.stages.align.sources[align] = _source(f"data/{align}", EXTRA[align], samples - 558_128.0, "dialogue")
-    samples = 665_298 + (1_000_000 if tune else 0)
+        config.stages.align.sources[align] = _extra(align)
     config.stages.tune = {
-        "objective": "next_token", "trainable": "connector|llm", "steps": -(-samples // 128),
-        "rows": {"batch_size": 128, "length": 2048, "images": 1, "image_size": 336, "packing": False,
-                 "resize": "pad"},
+        "objective": "next_token", "trainable": "connector|llm", "steps": 0,
+        "rows": {**PACKED, "samples": 128, "resize": "pad"},
         "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03},
         "template": template, **FROZEN,
-        "sources": {"mix665k": _source("data/mix665k", GENERAL, 665_298.0, "dialogue")}}
+        "sources": {"mix665k": _llava("data/mix665k/llava_v1_5_mix665k.json", 665_298, "dialogue")}}
     if tune:
-        config.stages.tune.sources[tune] = _source(f"data/{tune}", SPATIAL, 1_000_000.0, "dialogue")
+        config.stages.tune.sources[tune] = _extra(tune)
     return config
+
+
+def _llava(path: str, count: int, form: str) -> dict:
+    """A LLaVA JSON file, pictures beside it; every sample once per pass."""
+    return {"path": path, "images": "", "types": {}, "count": count, "form": form}
+
+
+def _extra(name: str) -> dict:
+    """3D-informed data: one question per sample for probing, four turns of a conversation for 3DI-Ft."""
+    source = {**_source(f"data/{name}", EXTRA[name], 1.0, "dialogue", 4 if name == "3di_ft1m" else 1),
+              "count": COUNTS[name]}
+    del source["weight"]
+    return source
 
 
 def _tiny(row: str) -> ConfigDict:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from spatialllm_jax.models.flops import step_flops
+from spatialllm_jax.models.config import ModelConfig
+from spatialllm_jax.models.flops import StepFlops, step_flops
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import abstract_params
 from spatialllm_jax.training.config import StageConfig, stage_config
+from spatialllm_jax.training.frozen import adapted
 from spatialllm_jax.training.partition import Flat, flatten, split
 
 # Positions of text in a sample and of those with a loss, where nothing was measured: `python -m launch.validate_data`
@@ -57,28 +60,36 @@ def row_cost(config: Mapping[str, Any], *, devices: int, peak: float, mfu: float
         stage = stage_config(name, tree)
         if stage.objective != "next_token":
             continue
-        whole = model.replace(vision_lora=stage.lora)
+        whole = adapted(model, stage.lora, stage.llm_lora)
         parameters = flatten(abstract_params(whole))
         trainable, _ = split(parameters, stage.trainable)
-        flops = _flops(stage, whole, trainable)
-        samples = stage.steps * stage.rows.batch_size
-        found.append(StageCost(name, samples, stage.steps, _count(trainable), _count(parameters), samples * flops,
-                               samples * flops / (devices * peak * mfu) / 3600))
+        flops = _sample_flops(stage, whole, trainable)
+        per_step = stage.rows.batch_size or stage.rows.samples
+        samples = stage.steps * per_step or sum(source.count or 0 for source in stage.sources)
+        hours = samples * flops / (devices * peak * mfu) / 3600
+        found.append(StageCost(name, samples, math.ceil(samples / per_step), _count(trainable), _count(parameters),
+                               samples * flops, hours))
     return found
 
 
-def _flops(stage: StageConfig, model: Any, trainable: Flat) -> float:
-    """Useful operations of an average sample."""
+def stage_flops(stage: StageConfig, model: ModelConfig, trainable: Flat) -> StepFlops:
+    """Operations of a next-token step of a stage, by what it trains."""
     def trains(top: str) -> bool:
         return any(path.startswith(top) for path in trainable)
 
-    cost = step_flops(model, trains_llm=trains("llm/"), trains_connector=trains("connector/"),
+    return step_flops(model, trains_llm=any(path.startswith("llm/") and "lora_" not in path for path in trainable),
+                      adapts_llm=stage.llm_lora is not None, trains_connector=trains("connector/"),
                       trains_vision=trains("vision/"), encodes=not stage.stored_features)
-    total = sum(source.weight for source in stage.sources)
-    text = sum(source.weight / total * TEXT[source.form][0] for source in stage.sources)
-    supervised = sum(source.weight / total * TEXT[source.form][1] for source in stage.sources)
+
+
+def _sample_flops(stage: StageConfig, model: ModelConfig, trainable: Flat) -> float:
+    """Useful operations of an average sample."""
+    shares = [source.count or source.weight for source in stage.sources]
+    text, supervised = (sum(share * TEXT[source.form][k] for share, source in zip(shares, stage.sources, strict=True))
+                        / sum(shares) for k in (0, 1))
     length = model.connector.num_tokens + text
-    return cost.count({"positions": length, "pairs": length * (length + 1) / 2, "supervised": supervised, "images": 1})
+    return stage_flops(stage, model, trainable).count(
+        {"positions": length, "pairs": length * (length + 1) / 2, "supervised": supervised, "images": 1})
 
 
 def _count(flat: Flat) -> int:

@@ -24,7 +24,6 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.clip_text import CLIP, init_clip
 from spatialllm_jax.models.config import ClipConfig, ModelConfig
-from spatialllm_jax.models.flops import StepFlops, step_flops
 from spatialllm_jax.models.linear import merge_lora
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
@@ -34,6 +33,7 @@ from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import frozen as frozen_lib
 from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
+from spatialllm_jax.training.cost import stage_flops
 from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
@@ -249,7 +249,8 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                             patches=patches,
                             process_index=jax.process_index(), process_count=jax.process_count())
     last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
-                           flops=_flops(stage, parts.config, trainable))
+                           flops=stage_flops(stage, parts.config, trainable) if stage.objective == "next_token"
+                           and isinstance(parts.config, ModelConfig) else None)
     save = functools.partial(_save, stage=stage, parts=parts, tokenizer=tokenizer, exact=functools.partial(
         read, parts.abstract), stored=[*earlier, *weights.values()])
     # The step owned (and was given) the arrays it ran on; only those it never saw are still `params`'.
@@ -283,18 +284,6 @@ def _save(folder: Path, params: dict[str, jax.Array], *, stage: StageConfig, par
         (folder / CHAT).write_text(json.dumps(
             {"template": stage.template, "system": stage.system, "image_size": stage.rows.image_size,
              "resize": stage.rows.resize}))
-
-
-def _flops(stage: StageConfig, config: ModelConfig | ClipConfig, trainable: Flat) -> StepFlops | None:
-    """Operations of a next-token step; other objectives have no count."""
-    if isinstance(config, ClipConfig) or stage.objective != "next_token":
-        return None
-    def trains(top: str) -> bool:
-        return any(path.startswith(top) for path in trainable)
-
-    return step_flops(config, trains_llm=any(path.startswith("llm/") and "lora_" not in path for path in trainable),
-                      adapts_llm=stage.llm_lora is not None, trains_connector=trains("connector/"),
-                      trains_vision=trains("vision/"), encodes=not stage.stored_features)
 
 
 def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh,
