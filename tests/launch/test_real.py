@@ -11,7 +11,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import tiny_records
 
 from launch import real
 from launch.fetch_assets import ASSETS, folder
@@ -20,6 +19,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import own_words, real_report
 from spatialllm_jax.sources.rendered.debian import unpack_libraries
 from spatialllm_jax.training.metrics import read_lines
+from tests.conftest import tiny_records
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT.parent / "shared" / "data"

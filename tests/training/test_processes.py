@@ -72,6 +72,7 @@ def together(launch, config, name):
     return [finish(process) for process in pair]
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_a_quantised_stage_leaves(launch, tiny_dataset, tmp_path):
     """Split over processes, exact kernels are read and gathered again as one process does."""
     config = tree(tiny_dataset, tmp_path, steps=2, quantize="int4", trainable="connector|llm/.*lora_",
