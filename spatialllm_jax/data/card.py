@@ -77,12 +77,12 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         lines.append(f"- licence: {licence}")
     for split, counts in card["splits"].items():
         lines += _split(split, counts)
-        lines += _listing("Scenes from", [
+        lines += _listing("Scenes from:", [
             f"{source['kind']} {source['name']}: {_sum_up(source)}"
             for source in card.get("sources", {}).get(split, ())])
-        lines += _listing("Quotas that its scenes could not fill", _pairs(card.get("short", {}).get(split, {})))
-        lines += _listing("Pictures left out", _pairs(card.get("left_out", {}).get(split, {})))
-    lines += _listing("Annotations left out", _pairs(card.get("ignored", {})))
+        lines += _listing("Quotas that its scenes could not fill:", _pairs(card.get("short", {}).get(split, {})))
+        lines += _listing("Pictures left out:", _pairs(card.get("left_out", {}).get(split, {})))
+    lines += _listing("## Annotations left out", _pairs(card.get("ignored", {})))
     if card.get("settings"):
         settings = json.dumps(card["settings"], indent=1, sort_keys=True)
         lines += ["", "## Settings", "", "```json", settings, "```"]
@@ -120,5 +120,4 @@ def _pairs(counts: Mapping[str, int]) -> list[str]:
 
 
 def _listing(title: str, items: list[str]) -> list[str]:
-    return ["", f"## {title}" if title.startswith("Annotations") else f"{title}:", "", *(f"- {i}" for i in items)
-            ] if items else []
+    return ["", title, "", *(f"- {item}" for item in items)] if items else []

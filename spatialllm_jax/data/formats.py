@@ -16,13 +16,13 @@ from typing import Any
 import simplejpeg
 
 from spatialllm_jax.data.images import decode, draw_regions, image_size
+from spatialllm_jax.data.llava_source import PLACEHOLDER
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.labels import subject_of
 from spatialllm_jax.questions.types import Question, Region
 from spatialllm_jax.questions.wording import LETTERS
 
-_PLACEHOLDER = "<image>"
 _L2 = {"distance": "distance", "orientation": "orientation", "relation": "spatial relationship"}
 
 
@@ -93,7 +93,7 @@ def write_llava(folder: Path, split: str, records: Iterable[ImageRecord], max_tu
                 turns: list[dict[str, str]] = []
                 for question in members:
                     for user, assistant in question.turns:
-                        lead = f"{_PLACEHOLDER}\n" if not turns else ""
+                        lead = f"{PLACEHOLDER}\n" if not turns else ""
                         turns.append({"from": "human", "value": lead + user})
                         turns.append({"from": "gpt", "value": assistant})
                 entry = {"id": f"{record.image_id}/{k}", "image": f"images/{name}", "conversations": turns,
@@ -129,7 +129,7 @@ def read_llava(path: Path, images: Path | None = None) -> Iterator[ImageRecord]:
             name, turns = entry["image"], entry["conversations"]
             key = str(entry.get("id", position))
             pairs = tuple(
-                (turns[k]["value"].replace(_PLACEHOLDER, "").strip(), turns[k + 1]["value"])
+                (turns[k]["value"].replace(PLACEHOLDER, "").strip(), turns[k + 1]["value"])
                 for k in range(0, len(turns) - 1, 2)
             )
             if not pairs or turns[0]["from"] != "human" or turns[1]["from"] != "gpt":

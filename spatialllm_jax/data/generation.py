@@ -136,10 +136,10 @@ def records(plan: SplitPlan, order: Int[np.ndarray, "n 2"], start: int) -> list[
     scenes = itertools.chain.from_iterable(
         plan.sources[k].scenes([scene for _, scene in run])
         for k, run in itertools.groupby(order.tolist(), key=lambda item: item[0]))
+    near = plan.selection.near_duplicates > 0
     made = []
     for k, scene in enumerate(scenes):
         record = record_of(scene, plan.families, plan.seed, start + k)
-        near = plan.selection.near_duplicates > 0
         made.append(Made(record, fingerprint(record.image, scene.image.path or scene.image.id) if near else None))
     return made
 
@@ -250,7 +250,7 @@ def generate(
         return {"left_out": {n: dict(s.left_out) for n, s in selectors.items() if s.left_out},
                 "short": {n: s.shortages() for n, s in selectors.items() if s.shortages()}}
 
-    few = sum(min(plan.count or 2**31, 2**31) for plan in plans) <= 2 * _CHUNK
+    few = sum(plan.count or _ENDLESS for plan in plans) <= 2 * _CHUNK
     # Fingerprints wait on disk: a list of a million would not be small.
     with contextlib.ExitStack() as stack, tempfile.TemporaryFile("w+") as lines:
         pool = None if workers <= 1 or few else stack.enter_context(_pool(workers))

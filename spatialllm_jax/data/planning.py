@@ -17,6 +17,11 @@ from spatialllm_jax.sources import sources
 _SPLIT_KEYS = ("count", "families", "even_sources")
 
 
+def _split_seed(config: Any, split: str) -> int:
+    """Even seeds are for training and odd ones for testing, so no rendered scene can be in both."""
+    return 2 * config.seed + (split == "test")
+
+
 def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: Path
                    ) -> dict[str, tuple[sources.SceneSource, ...]]:
     """The sources of every split to write; annotations are read here, once.
@@ -43,9 +48,7 @@ def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: 
     found: dict[str, tuple[sources.SceneSource, ...]] = {}
     if config.source == "rendered" and not given:
         for name in splits:
-            # Even seeds are for training and odd ones for testing, so no scene can be in both.
-            seed = 2 * config.seed + (name == "test")
-            found[name] = (sources.open_rendered(config.render.to_dict(), seed),)
+            found[name] = (sources.open_rendered(config.render.to_dict(), _split_seed(config, name)),)
     elif not given:
         what = f"source {config.source!r}" if config.source else f"dataset {config.name!r}"
         raise UserError(f"{what} needs --input [KIND:]PATH, the annotations to read; or pass --source rendered")
@@ -77,7 +80,7 @@ def plans_of(config: Any, opened: Mapping[str, tuple[sources.SceneSource, ...]],
         if name in limits:
             chosen["questions"] = limits[name]
         plans.append(SplitPlan(
-            name, found, 2 * config.seed + (name == "test"), counts.get(name, settings["count"]), families,
+            name, found, _split_seed(config, name), counts.get(name, settings["count"]), families,
             selection_config(name, chosen), settings.get("even_sources", False)))
     return plans
 

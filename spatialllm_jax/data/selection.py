@@ -69,7 +69,6 @@ class Pictures:
     """Every picture seen in any split, by id and by fingerprint."""
 
     def __init__(self, distance: int) -> None:
-        self.distance = distance
         self._ids: dict[str, str] = {}
         self._near = NearIndex(distance)
 

@@ -116,8 +116,9 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                 step += 1
                 bar.update()
                 if step % stage.log_every == 0 or step == stage.steps:
-                    row = metrics_lib.summarize(pending, names)
-                    for k in metrics_lib.not_finite(pending):
+                    fetched = jax.device_get(pending)
+                    row = metrics_lib.summarize(fetched, names)
+                    for k in metrics_lib.not_finite(fetched):
                         suspect = "; ".join(rows[k].tolist())
                         logging.warning("stage %s: step %d was not finite and changed nothing; its rows: %s",
                                         stage.name, step - len(pending) + 1 + k, suspect)
@@ -125,7 +126,7 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                     loss = row["loss"]
                     log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),
                                "seconds_per_step": elapsed / len(pending), "data_wait": waited / elapsed,
-                               **metrics_lib.speed(pending, elapsed, flops), **metrics_lib.dropped(stream)})
+                               **metrics_lib.speed(fetched, elapsed, flops), **metrics_lib.dropped(stream)})
                     bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
                     if row["skipped"] > stage.max_skipped:
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "

@@ -100,14 +100,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def summarize(metrics: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
-    """Averages device metrics of several steps into plain numbers: token-weighted per source."""
-    host = jax.device_get(list(metrics))
-    sums = {key: np.sum([m["sources"][key] for m in host], axis=0) for key in ("loss", "weight", "right")}
+    """Averages fetched metrics of several steps into plain numbers: token-weighted per source."""
+    sums = {key: np.sum([m["sources"][key] for m in metrics], axis=0) for key in ("loss", "weight", "right")}
     total = max(float(sums["weight"].sum()), 1e-9)
     row: dict[str, Any] = {
         "loss": float(sums["loss"].sum()) / total, "accuracy": float(sums["right"].sum()) / total,
-        "tokens": int(sums["weight"].sum()), "grad_norm": float(np.mean([m["grad_norm"] for m in host])),
-        "param_norm": float(host[-1]["param_norm"]), "skipped": int(host[-1]["skipped"])}
+        "tokens": int(sums["weight"].sum()), "grad_norm": float(np.mean([m["grad_norm"] for m in metrics])),
+        "param_norm": float(metrics[-1]["param_norm"]), "skipped": int(metrics[-1]["skipped"])}
     for index, name in enumerate(sources[:len(sums["weight"])]):
         weight = float(sums["weight"][index])
         if weight > 0:
@@ -118,7 +117,7 @@ def summarize(metrics: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> d
 
 def not_finite(metrics: Sequence[Mapping[str, Any]]) -> list[int]:
     """Which of these steps changed nothing because their loss or gradients were not finite."""
-    return [k for k, good in enumerate(jax.device_get([m["finite"] for m in metrics])) if not good]
+    return [k for k, step in enumerate(metrics) if not step["finite"]]
 
 
 def dropped(stream: Any) -> dict[str, int]:
@@ -131,8 +130,7 @@ def speed(metrics: Sequence[Mapping[str, Any]], seconds: float, flops: StepFlops
 
     Over all processes and devices, from the counts that steps return (`training.step.batch_counts`).
     """
-    host = jax.device_get([m["counts"] for m in metrics])
-    counts = {key: float(sum(float(m[key]) for m in host)) for key in host[0]}
+    counts = {key: sum(float(m["counts"][key]) for m in metrics) for key in metrics[0]["counts"]}
     row = {f"{key}_per_second": counts[key] / seconds for key in ("positions", "samples", "images")}
     best = peak(jax.devices()[0].device_kind)
     if flops is not None and best is not None:

@@ -21,9 +21,9 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig
 from spatialllm_jax.questions.types import SPATIAL_TYPES, VIEW_TYPES
-from spatialllm_jax.scene.geometry import projected_bbox, rotation_y
 from spatialllm_jax.scene.serialize import scene_to_json
-from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.scene.types import Camera, Scene, SceneImage
+from tests.data.scenes import UP, random_objects
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,17 +34,9 @@ CONFIG = QuestionConfig("ft", dict.fromkeys((*SPATIAL_TYPES, *VIEW_TYPES, "depth
 def record(seed):
     """A picture of four cars and their questions."""
     rng = np.random.default_rng(seed)
-    up = np.array([0.0, -1.0, 0.0])
-    camera = Camera(160, 120, np.array([[140.0, 0, 80], [0, 140, 60], [0, 0, 1]]), -up)
-    objects = []
-    while len(objects) < 4:
-        z = rng.uniform(3, 12)
-        center = np.array([rng.uniform(-0.4, 0.4) * z, rng.uniform(-0.3, 0.3) * z, z])
-        box = Box3D(center, rng.uniform(0.5, 2, 3), rotation_y(rng.normal(size=3), up))
-        bbox = projected_bbox(box, camera)
-        if bbox is not None:
-            objects.append(Object3D("car", "car", box, bbox, True))
-    scene = Scene(SceneImage(f"im{seed}"), camera, tuple(objects), True, f"source{seed % 2}")
+    camera = Camera(160, 120, np.array([[140.0, 0, 80], [0, 140, 60], [0, 0, 1]]), -UP)
+    objects = random_objects(camera, rng, 4, lambda: "car")
+    scene = Scene(SceneImage(f"im{seed}"), camera, objects, True, f"source{seed % 2}")
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(buffer, "PNG")
     questions = tuple(generate_questions(scene, CONFIG, question_rng(0, seed)))

@@ -14,29 +14,20 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.balance import answer_key
 from spatialllm_jax.questions.recheck import recheck
 from spatialllm_jax.questions.types import SPATIAL_TYPES
-from spatialllm_jax.scene.geometry import projected_bbox, rotation_y
 from spatialllm_jax.scene.serialize import scene_from_json
-from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.scene.types import Camera, Scene, SceneImage
 from spatialllm_jax.sources.scene_file import write_scenes
 from spatialllm_jax.sources.sources import SceneSource
+from tests.data.scenes import UP, random_objects
 
 NAMES = ("car", "bus", "person", "dog", "chair", "sofa", "bed", "bicycle")
 
 
 def random_scene(seed, picture, source):
     rng = np.random.default_rng(seed)
-    up = np.array([0.0, -1.0, 0.0])
-    camera = Camera(96, 72, np.array([[90.0, 0, 48], [0, 90, 36], [0, 0, 1]]), -up)
-    objects = []
-    while len(objects) < 4:
-        z = rng.uniform(3, 12)
-        center = np.array([rng.uniform(-0.4, 0.4) * z, rng.uniform(-0.3, 0.3) * z, z])
-        box = Box3D(center, rng.uniform(0.5, 2, 3), rotation_y(rng.normal(size=3), up))
-        bbox = projected_bbox(box, camera)
-        if bbox is not None:
-            name = str(rng.choice(NAMES))
-            objects.append(Object3D(name, name, box, bbox, True))
-    return Scene(SceneImage(f"{source}-{seed}", path=picture), camera, tuple(objects), True, source)
+    camera = Camera(96, 72, np.array([[90.0, 0, 48], [0, 90, 36], [0, 0, 1]]), -UP)
+    objects = random_objects(camera, rng, 4, lambda: str(rng.choice(NAMES)))
+    return Scene(SceneImage(f"{source}-{seed}", path=picture), camera, objects, True, source)
 
 
 def scene_file(folder, name, count, pictures=1, start=0):
