@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
+from spatialllm_jax.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Saves a state of random parameters with AdamW's moments, as the training loop does."""
     args = parser().parse_args(argv)
+    if args.megabytes < 1 or args.repeats < 1:
+        raise UserError("--megabytes and --repeats must be at least 1")
+    if args.folder is not None and not Path(args.folder).is_dir():
+        raise UserError(f"--folder {args.folder} is not a folder; name one that is there")
     import grain
     import jax
     import jax.numpy as jnp

@@ -17,6 +17,7 @@ from PIL import Image
 from launch import cli, generate
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import decode_record, encode_record
+from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import FORMS, QuestionConfig
 from spatialllm_jax.questions.types import PROBING_TYPES, SPATIAL_TYPES, VIEW_TYPES
@@ -47,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Times question generation (SpatialVQA's types; probing too; 3DI-Ft's forms), storage, and whole datasets."""
     args = parser().parse_args(argv)
+    if args.turns < 0 or min(args.scenes, args.per_type, args.repeats, args.workers) < 1 or not 2 <= args.objects <= 8:
+        raise UserError("--turns must not be negative, --objects 2 to 8, and the other numbers at least 1")
     result = {"turns": args.turns, **_whole(args)} if args.turns else _parts(args)
     for name, value in result.items():
         print(f"{name:26s}{value:>12}")
