@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models.attention import Mask, attention
@@ -110,10 +111,10 @@ class LlamaAttention(nn.Module):
 
         match = c.attention_init == "match" and self.quantize == "none"  # quantised kernels are never initialised
         query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
-        q = rotate(project(query), *rope)
+        q = checkpoint_name(rotate(project(query), *rope), "query")
         keys = _first_of_group(_kernel_of(query), c) if match else None
-        k = rotate(project(linear("key", c.num_kv_heads, keys)), *rope)
-        v = project(value)
+        k = checkpoint_name(rotate(project(linear("key", c.num_kv_heads, keys)), *rope), "key")
+        v = checkpoint_name(project(value), "value")
         if cache is not None:
             if cache_start is None:
                 raise ValueError("a cache needs cache_start, the slot of the first of the new keys")
@@ -164,8 +165,8 @@ class LlamaMLP(nn.Module):
                           quantize=self.quantize, name=name)
 
         c = self.config
-        hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
-            x, deterministic)
+        gate = checkpoint_name(linear(c.mlp_dim, "gate")(x, deterministic), "mlp_gate")
+        hidden = jax.nn.silu(gate) * linear(c.mlp_dim, "up")(x, deterministic)
         hidden = constrain(hidden, ("batch", None, "mlp"))
         return linear(c.width, "down", 0.5 / c.depth)(hidden, deterministic)
 
