@@ -17,6 +17,7 @@ from spatialllm_jax.models.connector import Connector, resample
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.llama import Cache, Llama
 from spatialllm_jax.models.vit import ViT, normalize
+from spatialllm_jax.parallel.rules import constrain
 
 
 class VisionTowers(nn.Module):
@@ -81,7 +82,8 @@ class SpatialLLM(nn.Module):
         else:
             flat = rearrange(features, "b n p c -> (b n) p c")
             rows = features.shape[0]
-        visual = rearrange(self.connect(flat), "(b n) t d -> b n t d", b=rows)
+        visual = constrain(self.connect(flat), ("batch", None, None))    # images spread further than rows
+        visual = rearrange(visual, "(b n) t d -> b n t d", b=rows)
         if image_mask is not None:
             visual = jnp.where(image_mask[:, :, None, None], visual, 0.0)
         visual = rearrange(visual, "b n t d -> b (n t) d")
@@ -99,7 +101,8 @@ class SpatialLLM(nn.Module):
         if visual is None or image_index is None:
             return text
         patches = jnp.take_along_axis(visual, jnp.maximum(image_index, 0)[..., None], axis=1)
-        return jnp.where((image_index >= 0)[..., None], patches.astype(text.dtype), text)
+        patches = constrain(patches.astype(text.dtype), ("batch", "length", None))
+        return jnp.where((image_index >= 0)[..., None], patches, text)
 
     def read_patches(
         self, images: UInt8[Array, "B N H W 3"] | None = None, features: Float[Array, "B N P C"] | None = None,

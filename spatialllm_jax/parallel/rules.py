@@ -16,10 +16,13 @@ from spatialllm_jax.errors import UserError
 
 LogicalAxes = tuple[str | None, ...]
 
-# Logical axis -> mesh axes (see `parallel.mesh`). Activations are split over the batch by both data axes.
+# Logical axis -> mesh axes (see `parallel.mesh`). Activations are split over the batch by both data axes and along
+# the row by "context"; images have no row to split and are spread over all three.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
+    "length": ("context",),
+    "images": ("data", "fsdp", "context"),
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
