@@ -54,8 +54,8 @@ def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if sizes[0] % slices:
-        raise UserError(f"mesh data={sizes[0]}: these devices are {slices} slices, and only the axis data goes from one "
-                        f"to another; make it a multiple of {slices}")
+        raise UserError(f"mesh data={sizes[0]}: these devices are {slices} slices, and only the axis data goes from "
+                        f"one to another; make it a multiple of {slices}")
     return mesh_utils.create_hybrid_device_mesh(
         [sizes[0] // slices, *sizes[1:]], [slices, *[1] * (len(sizes) - 1)], devices, allow_split_physical_axes=True)
 

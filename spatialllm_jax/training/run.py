@@ -290,8 +290,8 @@ def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer
     """The stage with the rows that `rows.samples` needs, and the steps of one pass if it has none."""
     if stage.rows.batch_size % (data_ways(mesh) * stage.accumulate):
         raise UserError(f"stages.{stage.name}.rows.batch_size={stage.rows.batch_size} does not divide over "
-                        f"{data_ways(mesh)} parts of the mesh (data x fsdp) and {stage.accumulate} micro-batches; choose "
-                        "a multiple of their product")
+                        f"{data_ways(mesh)} parts of the mesh (data x fsdp) and {stage.accumulate} micro-batches; "
+                        "choose a multiple of their product")
     if stage.steps and not stage.rows.samples:
         return stage
     ways = data_ways(mesh) * stage.accumulate

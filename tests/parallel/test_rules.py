@@ -19,7 +19,7 @@ from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig, Tiling
 from spatialllm_jax.models.presets import CLIP_PRESETS, PRESETS, clip_preset, preset
 from spatialllm_jax.models.quantize import kernel_of, quantized
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
-from spatialllm_jax.parallel.mesh import batch_sharding, make_mesh, replicated, shard_batch, share_of_rows
+from spatialllm_jax.parallel.mesh import make_mesh, replicated, shard_batch, share_of_rows
 from spatialllm_jax.parallel.rules import (
     PARAMETERS,
     constrain,
