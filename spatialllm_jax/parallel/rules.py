@@ -166,12 +166,13 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: Array, axes: LogicalAxes) -> Array:
-    """An activation with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`).
+    """An activation with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`), and inside
+    `jax.shard_map`, where arrays are one device's own.
 
     Axes that the mesh does not divide stay whole, silently: batches of one are common at inference.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return x
     spec: list[tuple[str, ...] | None] = []
     for size, name in zip(x.shape, axes, strict=True):
