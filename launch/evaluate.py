@@ -248,7 +248,7 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
         raise UserError("there are no scores to show")
     first = next(iter(columns.values()))
     width = max(18, *(len(name) + 2 for name in first["by_type"])) if first["by_type"] else 18
-    lines = [f"{'':{width}s}{'n':>6s}{'chance':>8s}" + "".join(f"{name:>26s}" for name in columns)]
+    lines = [f"{'':{width}s}{'n':>6s}{'chance':>8s}" + "".join(f"{name:>30s}" for name in columns)]
     for row in ("overall", *first["by_type"]):
         cells = [scores["overall"] if row == "overall" else scores["by_type"][row] for scores in columns.values()]
         line = f"{row:{width}s}{cells[0]['n']:6d}{100 * cells[0]['chance']:7.1f}%"
@@ -256,9 +256,9 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
             interval = f"[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
             unread = f" {cell['parse_failures']} unread" if cell["parse_failures"] else ""
             text = f"{100 * cell['acc']:.1f}% {interval}{unread}"
-            line += f"{text:>26s}"
+            line += f"{text:>30s}"
         lines.append(line)
-    macros = "".join(f"{100 * scores['macro']:25.1f}%" for scores in columns.values())
+    macros = "".join(f"{100 * scores['macro']:29.1f}%" for scores in columns.values())
     lines.append(f"{'macro over types':{width + 14}s}{macros}")
     return "\n".join(lines)
 

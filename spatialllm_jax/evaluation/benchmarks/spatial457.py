@@ -25,10 +25,10 @@ _BEFORE = ("You are an intelligent chatbot designed to answer questions based on
            "images, identify attributes of {}, and then determine the answer to the question.\n")
 _AFTER = (
     "First, you should identify the related objects refered in the questions, including their shape, color, size; then "
-    "add a brief reasoning process about the questions. Each object in the image has a shape (e.g., 'airliner'), a size "
-    "(only can be 'small' or 'large'), a color (e.g. 'blue'). The size of the object is either 'small' or 'large'. The "
-    "color of the object is one of the following: 'gray', 'blue', 'purple', 'brown', 'green', 'cyan', 'red', "
-    "'yellow'. The direction of the object is one of the following: 'left', 'right', 'front', 'back'.\n\n"
+    "add a brief reasoning process about the questions. Each object in the image has a shape (e.g., 'airliner'), a "
+    "size (only can be 'small' or 'large'), a color (e.g. 'blue'). The size of the object is either 'small' or "
+    "'large'. The color of the object is one of the following: 'gray', 'blue', 'purple', 'brown', 'green', 'cyan', "
+    "'red', 'yellow'. The direction of the object is one of the following: 'left', 'right', 'front', 'back'.\n\n"
     "Second, give the answer based on the reasoning process. The answer should only be (1) a phrase chosen from the "
     f"following options: {_CHOICES}, or (2) an integer [0-10] when asked for 'How many' or 'What is the number of', or "
     "(3) 'Yes' or 'No' when asked for 'Is there'. If you think there are no possible answers or the question is not "
