@@ -207,7 +207,7 @@ def picture(prompt: Prompt, longest_side: int) -> tuple[str, bytes]:
     image = Image.fromarray(pixels)
     image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)     # thin coloured boxes keep their colour
     return "image/jpeg", buffer.getvalue()
 
 

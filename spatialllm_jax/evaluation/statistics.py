@@ -77,14 +77,17 @@ def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> fl
 def wilson_clustered(right: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """Wilson's interval for as many independent questions as the clustered ones are worth, never more than there are.
 
-    Where all or none are right the clustered error is zero; then every cluster counts once.
+    Where all or none are right the clustered error says nothing; then every cluster counts once.
     """
     n, count = len(right), len(set(clusters))
     if not n:
         return 0.0, 1.0
     share, error = sum(right) / n, clustered_error([float(value) for value in right], clusters)
-    worth = share * (1 - share) / error ** 2 if error > 0 else float(count)
-    return wilson(share * min(worth, n), min(worth, n))
+    if share in (0.0, 1.0) or count < 2:
+        worth = float(count)
+    else:
+        worth = min(share * (1 - share) / error ** 2, n) if error > 0 else float(n)
+    return wilson(share * worth, worth)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

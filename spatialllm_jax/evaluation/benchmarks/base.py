@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,23 @@ def items_of(benchmark: Benchmark, source: Source) -> Iterator[Item | Skipped]:
         yield from benchmark.items(source)
         return
     assert benchmark.item is not None
+    rows = read_rows(find_files(source.path, benchmark.files), benchmark.columns, source.images)
+    yield from made_of(rows, benchmark.item, source.limit)
+
+
+def made_of(rows: Iterable[Row | BadRow], make: Callable[[Row], Item | None], limit: int = 0,
+            ) -> Iterator[Item | Skipped]:
+    """What `make` makes of rows, up to `limit` items (0: all)."""
     count = 0
-    for row in read_rows(find_files(source.path, benchmark.files), benchmark.columns, source.images):
-        if isinstance(row, Exception):
+    for row in rows:
+        if isinstance(row, BadRow):
             where, _, why = str(row).partition(": ")
             yield Skipped(where, why)
             continue
-        if source.limit and count >= source.limit:
+        if limit and count >= limit:
             return
         try:
-            item = benchmark.item(row)
+            item = make(row)
         except BadRow as error:
             yield Skipped(row.where, str(error))
             continue

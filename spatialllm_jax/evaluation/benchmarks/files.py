@@ -126,8 +126,8 @@ def find_files(path: Path, names: Sequence[str], flag: str = "--data") -> list[P
     raise UserError(f"{flag} {path} holds no {' or '.join(names)}; give the benchmark's file itself")
 
 
-def read_rows(files: Sequence[Path], columns: Sequence[str], images: Path | None = None) -> Iterator[Row | Exception]:
-    """All rows of the files, in order; an exception in place of a row that cannot be parsed.
+def read_rows(files: Sequence[Path], columns: Sequence[str], images: Path | None = None) -> Iterator[Row | BadRow]:
+    """All rows of the files, in order; a BadRow ("where: why") in place of one that cannot be parsed.
 
     Args:
         columns: that every row of the format has; a table without one is not this benchmark's file.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spatialllm_jax.evaluation import quantities
-from spatialllm_jax.evaluation.benchmarks.base import Benchmark, Source
+from spatialllm_jax.evaluation.benchmarks.base import Benchmark, Source, made_of
 from spatialllm_jax.evaluation.benchmarks.files import BadRow, Row, find_files, image_id, read_rows
 from spatialllm_jax.evaluation.items import Item, Skipped
 
@@ -37,11 +37,12 @@ _AFTER = (
 
 
 def item(row: Row) -> Item:
-    """A row of VLMEvalKit's `Spatial457.tsv`, or (with "level" added) of `questions/LEVEL.json`."""
+    """A row of VLMEvalKit's `Spatial457.tsv`."""
     level = row.text("category")
     if level not in LEVELS:
         raise BadRow(f"category {level!r} is none of {', '.join(LEVELS)}")
     question, answer = row.text("question"), row.text("answer").lower()
+    answer = {"true": "yes", "false": "no"}.get(answer, answer)
     image = row.picture("image")
     kinds = [words for words in quantities.VOCABULARY.values() if answer in words]
     return Item(row.text("index"), image_id(image), image, question, "phrase", answer,
@@ -56,22 +57,15 @@ def items(source: Source) -> Iterator[Item | Skipped]:
     columns = ("image_filename", "question", "answer", "question_index") if own else (
         "index", "image", "question", "answer", "category")
     images = source.images or (files[0].parent.parent / "images" if own else None)
-    count = 0
-    for row in read_rows(files, columns, images):
-        if source.limit and count >= source.limit:
-            return
-        try:
-            if isinstance(row, Exception):
-                raise row
-            if own:
-                level = row.where.split(" ")[0].removesuffix(".json")
-                row = Row(row.where, {"index": f"{level}/{row.text('question_index')}", "category": level,
-                                      "image": row.text("image_filename"), "question": row.text("question"),
-                                      "answer": row.text("answer")}, row.folders)
-            yield item(row)
-            count += 1
-        except BadRow as error:
-            yield Skipped("" if isinstance(row, Exception) else row.where, str(error))
+    yield from made_of(read_rows(files, columns, images), _own_item if own else item, source.limit)
+
+
+def _own_item(row: Row) -> Item:
+    """An entry of `questions/LEVEL.json`, whose name is the level."""
+    level = row.where.split(" ")[0].removesuffix(".json")
+    return item(Row(row.where, {"index": f"{level}/{row.text('question_index')}", "category": level,
+                                "image": row.text("image_filename"), "question": row.text("question"),
+                                "answer": row.text("answer")}, row.folders))
 
 
 BENCHMARKS = (Benchmark("spatial457", "Spatial457", items=items, max_new_tokens=512),)
