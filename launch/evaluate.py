@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch import cli
 from spatialllm_jax.errors import UserError
-
-FILES = {"scores": "predictions.jsonl", "blind": "predictions_blind.jsonl"}
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -45,13 +43,15 @@ def main(argv: list[str]) -> dict[str, Any]:
     _endpoint_flags(parser)
     args = parser.parse_args(argv)
 
-    from spatialllm_jax.evaluation import benchmarks, predictions
+    from spatialllm_jax.evaluation import answering, benchmarks, predictions, runs
 
     benchmark = benchmarks.get(args.benchmark)
     if args.rescore:
         if not args.out:
             raise UserError("--rescore needs --out, the folder of the answers")
-        return _rescored(args, Path(args.out))
+        if args.judge:
+            _judge(args)
+        return _finish(args, Path(args.out), runs.rescored(Path(args.out)))
     if not args.data:
         raise UserError(f"--data is missing: the files of {benchmark.title}")
     if bool(args.model) == bool(args.endpoint):
@@ -81,12 +81,16 @@ def main(argv: list[str]) -> dict[str, Any]:
         chunk = max(256, 4 * args.batch_size)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    if moved := predictions.set_aside(folder, settings):
+    # The same file under another spelling of its path is the same file.
+    if moved := predictions.set_aside(folder, {**settings, "data": str(source.path.resolve())}):
         print(f"answers of another model or with other settings were moved to {moved}")
     result: dict[str, Any] = {key: settings[key] for key in ("model", "data", "answer")}
     result |= {"benchmark": benchmark.name, "title": benchmark.title}
-    for name in FILES if args.blind else ("scores",):
-        result |= _run(args, model, benchmark, source, folder, mode, settings.get("max_new_tokens", 0), name, chunk)
+    for name in runs.FILES if args.blind else ("scores",):
+        plan = answering.Plan(mode, name == "blind", chunk, args.max_skipped, settings.get("max_new_tokens", 32),
+                              args.row_length)
+        result[name] = runs.run(benchmark, source, model, folder / runs.FILES[name], plan, circular=args.circular,
+                                show_progress=not args.quiet)
     return _finish(args, folder, result)
 
 
@@ -164,60 +168,18 @@ def _stamp(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _run(args: argparse.Namespace, model: Any, benchmark: Any, source: Any, folder: Path, mode: str,
-         max_new_tokens: int, name: str, chunk: int) -> dict[str, Any]:
-    """One pass over the benchmark: its scores under `name`, and what was skipped."""
-    from spatialllm_jax.evaluation import answering, benchmarks, tally
-    from spatialllm_jax.evaluation.items import rotations
-
-    items: Iterable[Any] = benchmarks.items_of(benchmark, source)
-    if args.circular:
-        items = answering.circular(items, rotations)
-    plan = answering.Plan(mode, name == "blind", chunk, args.max_skipped, max_new_tokens or 32, args.row_length)
-    outcome = answering.answer_all(items, model, folder / FILES[name], plan, show_progress=not args.quiet)
-    tree = tally.with_headline(tally.tally(outcome.lines), outcome.lines, benchmark.headline)
-    for key, found in (("skipped", outcome.skipped), ("unanswered", outcome.failed)):
-        tree[key] = {"n": len(found), "rows": [str(entry) for entry in found[:20]]}
-    return {name: tree}
-
-
-def _rescored(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The scores of stored answers, read again by the rules of today."""
-    from spatialllm_jax.evaluation import benchmarks, predictions, tally
-
-    known = _json(folder / "scores.json") or _json(folder / "run.json")
-    if not known:
-        raise UserError(f"{folder} has no run.json; give the folder of an evaluation")
-    benchmark = benchmarks.get(known.get("benchmark", "spatial_vqa"))
-    result = {**known, "benchmark": benchmark.name, "title": benchmark.title}
-    for name, file in FILES.items():
-        if (folder / file).exists():
-            lines = predictions.rescored(predictions.read(folder / file))
-            predictions.write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
-            before = known.get(name, {})
-            result[name] = {**tally.with_headline(tally.tally(lines), lines, benchmark.headline),
-                            **{key: before.get(key, {"n": 0, "rows": []}) for key in ("skipped", "unanswered")}}
-    if "scores" not in result:
-        raise UserError(f"{folder} has no {FILES['scores']}; run launch.evaluate without --rescore first")
-    return _finish(args, folder, result)
-
-
 def _finish(args: argparse.Namespace, folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Adds cost and the judge, writes `scores.json`, prints the table."""
-    from spatialllm_jax.evaluation import judge, predictions
+    from spatialllm_jax.evaluation import judge, predictions, runs
 
-    lines = predictions.read(folder / FILES["scores"])
-    if any("usage" in line for line in lines):
-        tokens = [sum(line["usage"][k] for line in lines if "usage" in line) for k in (0, 1)]
-        result["usage"] = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
-        if price := _price(args.endpoint_price):
-            dollars = sum(count * rate for count, rate in zip(tokens, price, strict=True)) / 1e6
-            result["usage"]["dollars"] = round(dollars, 4)
+    lines = predictions.read(folder / runs.FILES["scores"])
+    if usage := runs.usage(lines, _price(args.endpoint_price)):
+        result["usage"] = usage
     if args.judge:
         result["judge"] = judge.judged(lines, _judge(args), args.judge_model, folder / "judge.jsonl")
     predictions.write_whole(folder / "scores.json", json.dumps(result, indent=1))
-    print(table({name: result[name] for name in FILES if name in result}))
-    for text in notes(result):
+    print(table({name: result[name] for name in runs.FILES if name in result}))
+    for text in runs.notes(result):
         print(text)
     return result
 
@@ -261,37 +223,6 @@ def table(columns: Mapping[str, Mapping[str, Any]]) -> str:
     macros = "".join(f"{100 * scores['macro']:29.1f}%" for scores in columns.values())
     lines.append(f"{'macro over types':{width + 14}s}{macros}")
     return "\n".join(lines)
-
-
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know beside the table."""
-    tree, lines = result["scores"], []
-    for name, value in tree.get("headline", {}).items():
-        lines.append(f"{name}: {'-' if value is None else f'{100 * value:.1f}%'}")
-    for name, variant in tree.get("variants", {}).items():
-        cell = variant["overall"]
-        lines.append(f"{name.replace('_', ' + ')}: {100 * cell['acc']:.1f}% [{100 * cell['low']:.1f}, "
-                     f"{100 * cell['high']:.1f}] of {cell['n']} questions in all their variants "
-                     f"(chance {100 * cell['chance']:.1f}%)")
-    for key in ("skipped", "unanswered"):
-        if tree.get(key, {}).get("n"):
-            lines.append(f"{tree[key]['n']} {key}, e.g. {tree[key]['rows'][0]}")
-    if tree.get("unscored"):
-        lines.append(f"{tree['unscored']} answers without a known right one: written, not scored")
-    if usage := result.get("usage"):
-        cost = f", {usage['dollars']} dollars" if "dollars" in usage else ""
-        lines.append(f"{usage['input_tokens']} tokens in, {usage['output_tokens']} out{cost}")
-    if judge := result.get("judge"):
-        lines.append(f"judge {judge['judge']}: read {judge['read']} of {judge['asked']} unread answers, "
-                     f"{judge['right']} right; with them {100 * judge['overall']:.1f}% (the table counts rules alone)")
-    return lines
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 if __name__ == "__main__":

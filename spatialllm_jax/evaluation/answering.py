@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,12 +145,3 @@ def _answered(items: Sequence[Item], model: Any, plan: Plan) -> tuple[list[dict[
         usage = (text.input_tokens, text.output_tokens) if isinstance(text, Reply) else ()
         lines.append(predictions.line_of(item, str(text), usage=usage))
     return lines, failed
-
-
-def circular(items: Iterable[Item | Skipped], rotate: Callable[[Item], list[Item]]) -> Iterable[Item | Skipped]:
-    """The items under every rotation of their options."""
-    for entry in items:
-        if isinstance(entry, Skipped):
-            yield entry
-        else:
-            yield from rotate(entry)

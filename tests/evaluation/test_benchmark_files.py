@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -345,3 +346,24 @@ def test_missing_files_and_unknown_benchmarks(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="needs pyarrow"):
         read("cv_bench", path)
+
+
+def test_the_example_in_the_docs_is_a_benchmark(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert len(code.splitlines()) <= 40
+    space = {}
+    exec(code, space)
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{"id": k, "picture": "a.png", "boxes": [[0, 0, 0.5, 1]], "options": ["cat", "dog"], "right": k,
+             "scene": "room", "hard": k == 1, "draft": k == 3} for k in range(4)]
+    (tmp_path / "mybench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(benchmarks.items_of(space["BENCHMARKS"][0], Source(tmp_path)))
+    assert [type(entry) for entry in found] == [Item, Item, Skipped] and found[0].marks[0].label == "0"
+    lines = [predictions.line_of(item, text) for item, text in zip(found[:2], ("A", "the cat"), strict=True)]
+    assert space["headline"](lines) == {"hard": 0.0}
+
+
+def test_every_benchmark_is_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert not [name for name in benchmarks.BENCHMARKS if f"`{name}`" not in text]

@@ -1,6 +1,7 @@
 """`launch.evaluate` and `launch.report` as commands: killed and resumed, scored again, wrong input, side by side."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -12,10 +13,16 @@ from pathlib import Path
 import pytest
 
 from launch import cli, evaluate, report
+from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.evaluation import runs, spatial_vqa
+from spatialllm_jax.inference.engine import Engine, load_engine
+from spatialllm_jax.models import store
+from tests.conftest import random_params
 from tests.evaluation.fake_endpoint import serving, text_of
 from tests.evaluation.test_benchmark_files import DSR, png, write_3dsrbench, write_spatialrgpt, write_tsv
 from tests.evaluation.test_report import Page
+from tests.inference.test_inference_engine import CONFIG, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,6 +147,32 @@ def test_a_judge_is_counted_apart(tmp_path, capsys):
     assert judged["judge"] == {"judge": "j", "asked": 2, "read": 2, "right": 1, "failed": 0,
                                "overall": pytest.approx(plain["scores"]["overall"]["acc"] + 1 / 12)}
     assert "judge j: read 2 of 2" in capsys.readouterr().out
+
+
+def test_a_model_folder_scores_as_it_did_before_there_were_other_benchmarks(tiny_dataset, tiny_tokenizer, tmp_path,
+                                                                            monkeypatch):
+    folder = tmp_path / "tune" / "model"
+    store.save_model(folder, CONFIG, random_params(CONFIG))
+    (folder / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
+    tiny_tokenizer.save(folder)
+    argv = ["--model", str(folder), "--data", tiny_dataset, "--batch-size", "4", "--row-length", "96", "--quiet"]
+    found = evaluate.main([*argv, "--blind"])
+    engine, records = load_engine(folder, batch_size=4), open_split(tiny_dataset, "test")
+    asked = spatial_vqa.select([records[k] for k in range(len(records))])
+    for name, file in runs.FILES.items():
+        before = spatial_vqa.predict(engine, asked, blind=name == "blind", row_length=96)
+        for key, value in spatial_vqa.score(before).items():
+            for cell, numbers in (value.items() if isinstance(value, dict) else [("", value)]):
+                now = found[name][key][cell] if cell else found[name][key]
+                assert now == numbers if not isinstance(numbers, dict) else numbers.items() <= now.items()
+        lines = [json.loads(line) for line in (tmp_path / "tune" / "evaluation" / file).read_text().splitlines()]
+        for line, prediction in zip(lines, before, strict=True):
+            old = prediction.as_dict()
+            assert line.pop("scores") == pytest.approx(old.pop("scores"), abs=3e-5) and old.items() <= line.items()
+    monkeypatch.setattr(Engine, "score", None)      # a second run asks nothing
+    assert evaluate.main([*argv, "--blind"]) == found
+    assert evaluate.main(["--rescore", "--out", str(tmp_path / "tune" / "evaluation")])["scores"] == json.loads(
+        json.dumps(found["scores"]))
 
 
 def stopped(monkeypatch, capsys, argv, module=evaluate):
