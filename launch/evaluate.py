@@ -37,7 +37,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--max-skipped", type=int, default=10, help="so many rows may be unfit or unanswered")
     parser.add_argument("--batch-size", type=int, default=16, help="rows per program call")
     parser.add_argument("--row-length", type=int, default=512, help="tokens per row while scoring options")
-    parser.add_argument("--max-new-tokens", type=int, help="longest generated answer (default: the benchmark's)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest generated answer (default: the "
+                        "benchmark's, and at least 128 for endpoints)")
     parser.add_argument("--features", help="folder of stored features: pictures are encoded once, over all runs")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _endpoint_flags(parser)
@@ -65,8 +66,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {"benchmark": benchmark.name, "data": args.data, "split": args.split, "answer": mode,
                                 "circular": args.circular}
     if mode == "generate":
-        settings["max_new_tokens"] = args.max_new_tokens or (
-            32 if benchmark.name == "spatial_vqa" else benchmark.max_new_tokens)
+        # Chat models behind HTTP say more before they come to the answer.
+        settings["max_new_tokens"] = args.max_new_tokens or max(benchmark.max_new_tokens, 128 if args.endpoint else 0)
     if args.endpoint:
         model: Any = _endpoint(args)
         settings |= {"model": args.endpoint_model, "endpoint": args.endpoint, "format": args.endpoint_format}

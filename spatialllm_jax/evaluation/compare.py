@@ -8,7 +8,7 @@ from typing import Any
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation.statistics import mcnemar, paired_bootstrap
-from spatialllm_jax.evaluation.tally import cluster_of
+from spatialllm_jax.evaluation.tally import clusters_of
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -39,7 +39,7 @@ def compare(a: Lines, b: Lines, *, seed: int = 0) -> dict[str, Any]:
         pairs = [(bool(first[i]["right"]), bool(second[i]["right"])) for i in ids]
         only_a, only_b = sum(x and not y for x, y in pairs), sum(y and not x for x, y in pairs)
         low, high = paired_bootstrap([float(y) - float(x) for x, y in pairs],
-                                     [cluster_of(first[i]) for i in ids], seed=seed)
+                                     clusters_of([first[i] for i in ids]), seed=seed)
         right_a, right_b = sum(x for x, _ in pairs), sum(y for _, y in pairs)
         return {"n": len(ids), "a": right_a / len(ids), "b": right_b / len(ids), "only_a": only_a, "only_b": only_b,
                 "difference": (right_b - right_a) / len(ids), "low": low, "high": high, "p": mcnemar(only_a, only_b)}

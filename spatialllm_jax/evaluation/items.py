@@ -29,7 +29,7 @@ class Item:
         type, group: what the report breaks scores down by.
         marks: regions to draw on the picture.
         chance: share of right answers by uniform guessing; None takes 1 / number of options.
-        cluster: items whose answers are not independent (same picture, mirrored or not); `image_id` if empty.
+        cluster: ties items together whose answers are not independent although their pictures differ (mirrored ones).
         circle, flip, whole: items with the same text are one question under rotated options, one mirrored pair, or
             one question in all its variants; "" for none. A group is right when all of it is.
         extra: more columns for the benchmark's own score.

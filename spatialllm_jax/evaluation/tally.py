@@ -71,14 +71,27 @@ def _cell(lines: Lines) -> Accuracy:
 
 
 def _dict(lines: Lines) -> dict[str, float | int]:
-    clusters = [cluster_of(line) for line in lines]
+    clusters = clusters_of(lines)
     low, high = wilson_clustered([line["right"] for line in lines], clusters)
     return {**_cell(lines).as_dict(), "clusters": len(set(clusters)), "low_clustered": low, "high_clustered": high}
 
 
-def cluster_of(line: Line) -> str:
-    """What a line's answer is not independent of: its picture."""
-    return line.get("cluster") or line["image"]
+def clusters_of(lines: Lines) -> list[str]:
+    """A name per line, equal where answers are not independent: about one picture, or in one "cluster" (a question
+    and its mirror image), or tied together by such lines in between."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for line in lines:
+        if line.get("cluster"):
+            first, second = sorted((root(f"picture {line['image']}"), root(f"cluster {line['cluster']}")))
+            parent[second] = first
+    return [root(f"picture {line['image']}") for line in lines]
 
 
 def _groups(lines: Lines, key: str) -> list[list[Line]]:
