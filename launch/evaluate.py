@@ -57,6 +57,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--data is missing: the files of {benchmark.title}")
     if bool(args.model) == bool(args.endpoint):
         raise UserError("give one of --model FOLDER and --endpoint URL")
+    if args.endpoint_timeout <= 0:
+        raise UserError(f"--endpoint-timeout {args.endpoint_timeout:g} must be positive, in seconds")
     if args.max_skipped < 0:
         raise UserError(f"--max-skipped {args.max_skipped} must not be negative")
     mode = args.answer or ("generate" if args.endpoint else benchmark.answer)

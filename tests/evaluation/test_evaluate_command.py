@@ -202,6 +202,7 @@ MISTAKES = {
     "nothing to rescore": (["--rescore", "--out", "{out}"], "has no run.json"),
     "rescore what": (["--rescore"], "needs --out"),
     "negative": (["--data", "{tsv}", "--model", "m", "--max-skipped", "-1"], "--max-skipped -1"),
+    "no time": ([*TSV, "--endpoint", "http://x", "--endpoint-timeout", "0"], "--endpoint-timeout 0"),
     "no such model": ([*TSV, "--model", "missing/m", "--features", "f"], "missing/m"),
 }
 

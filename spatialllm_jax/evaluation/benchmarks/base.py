@@ -80,7 +80,7 @@ def made_of(rows: Iterable[Row | BadRow], make: Callable[[Row], Item | None], li
             where, _, why = str(row).partition(": ")
             yield Skipped(where, why)
             continue
-        if limit and count >= limit:
+        if 0 < limit <= count:
             return
         try:
             item = make(row)
