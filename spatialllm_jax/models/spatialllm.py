@@ -159,11 +159,11 @@ class SpatialLLM(nn.Module):
 
     def decode(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], mask: Mask, cache: Cache,
-        cache_start: Int[Array, ""] | int, visual: Float[Array, "B N_tokens D"] | None = None,
+        slots: Int[Array, ""] | Int[Array, "B T"] | int, visual: Float[Array, "B N_tokens D"] | None = None,
         image_index: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """T tokens through the cache, for prefill (with `visual`) and generation; see `Llama.__call__`."""
-        hidden, updated = self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, cache_start)
+        hidden, updated = self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, slots)
         assert updated is not None
         return hidden, updated
 
