@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.clip_text import CLIP
 from spatialllm_jax.models.spatialllm import SpatialLLM
-from spatialllm_jax.parallel.rules import MESH_AXES
+from spatialllm_jax.parallel.rules import MESH_AXES, constrain
 
 # (params, batch, rng) -> (loss sum, weight, sums for the metrics)
 Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -88,6 +88,7 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
     """
 
     def one(h, wanted):
+        h = constrain(h, ("batch", "length", None))
         logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
         valid = wanted >= 0
         picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
@@ -140,6 +141,7 @@ def token_sums(model: SpatialLLM, params: Any, hidden: Float[Array, "B T D"], ba
         return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
     def one(h, targets, weights, sources):
+        h = constrain(h, ("batch", "length", None))
         logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
         right = (logits.argmax(-1) == targets) * weights
