@@ -61,5 +61,6 @@ class StepTrace:
             self._open, self.folder = None, ""
             logging.info("the trace is written; docs/profiling.md says how to read it")
         elif self.folder and self._seen:
-            logging.warning("--profile: the stage ended after %d steps, before any was traced; it needs %d", self._seen,
-                            self.skip + 1)
+            logging.warning("--profile: a stage ended after %d steps, before any was traced; the next is tried",
+                            self._seen)
+        self._seen = 0
