@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.clip_text import CLIP
 from spatialllm_jax.models.spatialllm import SpatialLLM
-from spatialllm_jax.parallel.rules import MESH_AXES
+from spatialllm_jax.parallel.rules import MESH_AXES, constrain
 
 # (params, batch, rng) -> (loss sum, weight, sums for the metrics)
 Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -88,7 +88,7 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
     """
 
     def one(h, wanted):
-        logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
+        logits = _logits(model, params, h)
         valid = wanted >= 0
         picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
         count = valid.sum(-1)
@@ -99,6 +99,17 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
 
     loss, weight, right = _over_chunks(one, (patches, targets), chunk, (0, -1))
     return loss, weight, {"loss": loss[None], "weight": weight[None], "right": right[None]}
+
+
+def _logits(model: SpatialLLM, params: Any, hidden: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
+    """Logits of a chunk, every row on the devices that hold it.
+
+    Said explicitly, since within a scanned branch the partitioner goes by the head alone: split over "fsdp" along D, it
+    had every device make a part of everybody's logits, and exchanged those instead of the kernel.
+    """
+    hidden = constrain(hidden, ("batch", None, None))
+    logits: Any = model.apply({"params": params}, hidden, method="logits")
+    return constrain(logits.astype(jnp.float32), ("batch", None, "vocab"))
 
 
 def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], chunk: int,
@@ -120,9 +131,12 @@ def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], ch
     split = tuple(chunks(x, value) for x, value in zip(parts, fill, strict=True))
     shape = jax.eval_shape(one, *(x[0] for x in split))
 
-    @jax.checkpoint
+    # Recomputed inside the branch: what a conditional hands to the backward pass loses its sharding, and with logits
+    # among it every device gathered everybody's, and made the head's gradient for all of them (`launch.plan`).
+    again = jax.checkpoint(one)
+
     def add(carry, part):
-        return jax.lax.cond(wanted(part), lambda: carry + one(*part), lambda: carry), None
+        return jax.lax.cond(wanted(part), lambda: carry + again(*part), lambda: carry), None
 
     return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), split)[0]
 
@@ -140,7 +154,7 @@ def token_sums(model: SpatialLLM, params: Any, hidden: Float[Array, "B T D"], ba
         return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
     def one(h, targets, weights, sources):
-        logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
+        logits = _logits(model, params, h)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
         right = (logits.argmax(-1) == targets) * weights
         by_source = jax.nn.one_hot(sources, num_sources, dtype=jnp.float32)
