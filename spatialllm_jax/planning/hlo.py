@@ -166,21 +166,69 @@ def _shapes(text: str) -> Iterator[Shape]:
         yield Shape(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(1)" in layout)
 
 
-def trip_count(loop: Instruction, module: Module) -> int | None:
+def trip_count(loop: Instruction, module: Module, within: Computation) -> int | None:
     """How often the body of a `while` runs, or None where the program does not say.
 
-    XLA writes it beside loops that it has analysed; else the condition may compare a counter that starts at 0 with a
-    constant.
+    XLA writes it beside loops that it has analysed. Otherwise, on TPUs, the condition compares a counter with a
+    constant, and the body adds a constant to it: by more than 1 where the compiler has unrolled the loop.
     """
     if known := _TRIPS.search(loop.attributes):
         return int(known[1])
-    condition = module.computations[loop.calls["condition"]]
-    root = condition.root
+    condition, body = (module.computations[loop.calls[role]] for role in ("condition", "body"))
+    root, names = condition.root, condition
     if root.opcode == "fusion":
-        root = module.computations[root.calls["calls"]].root
-    limits = [int(instruction.literal) for instruction in condition.instructions.values()
-              if instruction.opcode == "constant" and instruction.literal.isdigit()]
-    return limits[0] if "direction=LT" in root.attributes and len(limits) == 1 else None
+        names = module.computations[root.calls["calls"]]
+        root = names.root
+    limits = [int(one.literal) for one in (*condition.instructions.values(), *names.instructions.values())
+              if one.opcode == "constant" and one.literal.isdigit()]
+    counters = [index for one in condition.instructions.values() if one.opcode == "get-tuple-element"
+                for index in map(int, re.findall(r"index=(\d+)", one.attributes))]
+    if "direction=LT" not in root.attributes or len(set(limits)) != 1 or len(set(counters)) != 1:
+        return None
+    start = _constant(_element(loop.operands[0], counters[0], within), within)
+    step = _step(body, counters[0], module)
+    return None if step is None else -(-(limits[0] - (start or 0)) // step)
+
+
+def _element(name: str, index: int, within: Computation) -> str:
+    made = within.instructions.get(name)
+    return made.operands[index] if made is not None and made.opcode == "tuple" else ""
+
+
+def _constant(name: str, within: Computation) -> int | None:
+    made = within.instructions.get(name)
+    while made is not None and made.opcode in ("copy", "bitcast") and made.operands:
+        made = within.instructions.get(made.operands[0])
+    return int(made.literal) if made is not None and made.opcode == "constant" and made.literal.isdigit() else None
+
+
+def _step(body: Computation, index: int, module: Module) -> int | None:
+    """What a loop's body adds to the counter at `index` of its tuple."""
+    name, total = _element(body.root.name, index, body), 0
+    for _ in range(16):     # unrolled bodies add again and again
+        made = body.instructions.get(name)
+        if made is None:
+            return None
+        if made.opcode in ("get-tuple-element", "parameter"):
+            return total or None
+        if made.opcode in ("copy", "bitcast"):
+            name = made.operands[0]
+            continue
+        if made.opcode == "fusion":
+            inner = module.computations[made.calls["calls"]]
+            steps = [value for one in inner.instructions.values()
+                     if (value := _constant(one.name, inner)) is not None]
+            if inner.root.opcode != "add" or len(steps) != 1:
+                return None
+            total, name = total + steps[0], made.operands[0]
+            continue
+        constants = [(_constant(operand, body), operand) for operand in made.operands]
+        known = [value for value, _ in constants if value is not None]
+        if made.opcode != "add" or len(known) != 1:
+            return None
+        total += known[0]
+        name = next(operand for value, operand in constants if value is None)
+    return None
 
 
 def attribute(instruction: Instruction, name: str) -> tuple[int, ...]:

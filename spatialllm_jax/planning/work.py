@@ -25,9 +25,9 @@ KERNELS: tuple[tuple[str, int], ...] = (
     (r"fmha.*Backward|fmha_bwd", 5),
     (r"fmha", 2),
     (r"splash.*dkv_dq|dkv_fused|mha_backward", 5),
-    (r"splash.*dkv|_dkv", 4),
-    (r"splash.*dq|_dq\b", 3),
-    (r"splash.*fwd|mha_forward|flash.*fwd|splash_mha", 2),
+    (r"flash_dkv|splash.*dkv|_dkv", 4),
+    (r"flash_dq|splash.*dq|_dq\b", 3),
+    (r"flash_forward|mha_forward|splash", 2),
 )
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
          "opt-barrier", "domain", "add-dependency", "iota"}
@@ -107,7 +107,7 @@ def step_work(module: Module, devices: int, attention_length: int = 0) -> StepWo
 
     Args:
         devices: of the mesh.
-        attention_length: positions of a row, which kernels' operations depend on (half of them, by causality).
+        attention_length: positions of a row: attention kernels over as many are causal.
     """
     reader = _Reader(module, devices, attention_length)
     return StepWork(tuple(reader.computation(module.entry)), tuple(sorted(reader.loops)),
@@ -136,7 +136,7 @@ class _Reader:
     def _instruction(self, one: Instruction, within: Computation) -> list[Work]:
         kind = one.opcode.removesuffix("-start")
         if one.opcode == "while":
-            trips = trip_count(one, self.module)
+            trips = trip_count(one, self.module, within)
             if trips is None:
                 self.loops.add(one.name)
             return [dataclasses.replace(work, times=work.times * (1 if trips is None else trips))
@@ -197,9 +197,12 @@ class _Reader:
                                                      one.attributes)))
         for pattern, products in KERNELS:
             if re.search(pattern, told) and one.operands:
-                # Queries [.., T, D] of all heads: each product is 2 T^2 D per head, half of it masked by causality.
+                # Queries [B, H, T, D]: each product is 2 T^2 D per head. Rows of text skip the half that causality
+                # hides; patches of images see each other all.
                 queries = max((_shape(operand, within) for operand in one.operands), key=lambda shape: shape.elements)
-                return products * queries.elements * self.length, queries.dtype, True
+                length = max(queries.sizes[-3:-1])
+                share = 0.5 if length == self.length else 1.0
+                return share * products * 2.0 * queries.elements * length, queries.dtype, True
         if re.search("triton|tpu_custom_call|cudnn|mosaic|matmul|ynn", name):
             self.kernels.add(name)
         return 0.0, "", False
