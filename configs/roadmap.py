@@ -74,7 +74,7 @@ def _full(row: str) -> ConfigDict:
     config = ConfigDict({
         "row": row, "size": "full", "seed": 0,
         "model": {"preset": model, "text_tower": "clip_l_336", "fit_vocabulary": False, "dtype": "bfloat16",
-                  "remat": "full", "attention": "xla", "unroll": 1},
+                  "remat": "full", "attention": "auto", "unroll": 1},
         # Model folders made by `python -m convert.from_hf`.
         "weights": {"vision/clip": "weights/clip-vit-large-patch14-336",
                     "llm": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct"},

@@ -72,8 +72,86 @@ def xla_attention(
     return rearrange(out, "b t k g d -> b t (k g) d").astype(v.dtype)
 
 
+def blockwise_attention(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], mask: Mask | None,
+    block: int = 256,
+) -> Float[Array, "B T H D"]:
+    """The reference for `block` queries at a time, made again in the backward pass: for long rows on any platform,
+    in memory linear in S. Every tile is computed, visible or not."""
+    rows, length = q.shape[:2]
+    mask = all_visible(rows, length, k.shape[1]) if mask is None else mask
+    block = min(block, length)
+
+    def blocks(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, -length % block)] + [(0, 0)] * (x.ndim - 2))
+        return rearrange(x, "b (n t) ... -> n b t ...", t=block)
+
+    @jax.checkpoint
+    def one(part: tuple[Array, ...]) -> Array:
+        query, segment, branch, index = part
+        return xla_attention(query, k, v, mask._replace(q_segment=segment, q_branch=branch, q_index=index))
+
+    out = jax.lax.map(one, tuple(blocks(x) for x in (q, mask.q_segment, mask.q_branch, mask.q_index)))
+    return rearrange(out, "n b t h d -> b (n t) h d")[:, :length]
+
+
+def all_visible(rows: int, length: int, slots: int) -> Mask:
+    """The mask under which every query sees every key."""
+    q, kv = jnp.ones((rows, length), jnp.int32), jnp.ones((rows, slots), jnp.int32)
+    return Mask(q, kv, 0 * q, 0 * kv, 0 * q, 0 * kv)
+
+
+def facts(mask: Mask) -> tuple[Int[Array, "B 3 T"], Int[Array, "B 3 S"]]:
+    """What kernels are told of queries and of keys: segment, branch and index."""
+    return (jnp.stack([mask.q_segment, mask.q_branch, mask.q_index], axis=1),
+            jnp.stack([mask.kv_segment, mask.kv_branch, mask.kv_index], axis=1))
+
+
+def flash_attention(
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], mask: Mask | None,
+) -> Float[Array, "B T H D"]:
+    """The kernel of `models.flash` in the form of the platform; interpreted on CPUs, which is for tests."""
+    from spatialllm_jax.models import flash, kernels  # late: Pallas takes a second to import
+
+    rows = "images" if mask is None else "batch"
+    mask = all_visible(q.shape[0], q.shape[1], k.shape[1]) if mask is None else mask
+    return kernels.flash_attention(q, k, v, *facts(mask), flash.tiles_for(platform()), rows)
+
+
 Backend = Callable[[Array, Array, Array, Mask | None], Array]
-BACKENDS: dict[str, Backend] = {"xla": xla_attention}
+BACKENDS: dict[str, Backend] = {"xla": xla_attention, "blockwise": blockwise_attention, "flash": flash_attention}
+AUTO = "auto"
+_KERNELS = ("flash",)
+# Below this many queries (generation: one) a kernel's tiles would be mostly empty.
+_FEW = 16
+
+
+def choose(implementation: str, platform: str, queries: int | None = None) -> str:
+    """The key of `BACKENDS` that `implementation` stands for.
+
+    Args:
+        implementation: "auto", or a key.
+        platform: "cpu", "gpu" or "tpu" (also "cuda", "rocm"): the machine that will run the program, which need not
+            be the one that compiles it.
+        queries: T, when it is known: a few queries are the reference's whatever was asked for.
+
+    Raises:
+        UserError: `implementation` is neither.
+    """
+    if implementation != AUTO and implementation not in BACKENDS:
+        raise UserError(f"attention {implementation!r} is not known; choose one of {AUTO}, "
+                        f"{', '.join(sorted(BACKENDS))}")
+    if implementation == AUTO:
+        implementation = {"gpu": "flash", "cuda": "flash", "tpu": "flash"}.get(platform, "xla")
+    if implementation in _KERNELS and queries is not None and queries < _FEW:
+        return "xla"
+    return implementation
+
+
+def platform() -> str:
+    """"cpu", "gpu" or "tpu": that of the mesh's devices, or of this process's where no mesh is set."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 def attention(
@@ -84,7 +162,7 @@ def attention(
 
     Args:
         mask: None lets every query see every key (vision).
-        implementation: a key of `BACKENDS`.
+        implementation: "auto" or a key of `BACKENDS`; see `choose`.
 
     Returns:
         Zeros for queries that see no key.
@@ -92,6 +170,4 @@ def attention(
     Raises:
         UserError: the back end is not known.
     """
-    if implementation not in BACKENDS:
-        raise UserError(f"attention {implementation!r} is not known; choose one of {', '.join(sorted(BACKENDS))}")
-    return BACKENDS[implementation](q, k, v, mask)
+    return BACKENDS[choose(implementation, platform(), q.shape[1])](q, k, v, mask)

@@ -56,10 +56,11 @@ class _Vision(nn.Module):
     dtype: Any
     remat: str
     lora: LoRAConfig | None
+    attention: str
 
     @nn.compact
     def __call__(self, images: Array, deterministic: bool) -> Float[Array, "M D"]:
-        tower = ViT(self.config, self.dtype, self.remat, self.lora, name=self.config.name)
+        tower = ViT(self.config, self.dtype, self.remat, self.lora, self.attention, name=self.config.name)
         return tower(normalize(images, self.config), "pooled", deterministic)
 
 
@@ -75,7 +76,7 @@ class CLIP(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.vision = _Vision(c.vision, dtype, c.remat, c.vision_lora)
+        self.vision = _Vision(c.vision, dtype, c.remat, c.vision_lora, c.attention)
         self.text = TextTower(c.text, dtype, c.remat, c.attention)
         self.vision_projection = Linear(c.projection_dim, use_bias=False, dtype=dtype)
         self.text_projection = Linear(c.projection_dim, use_bias=False, dtype=dtype)

@@ -268,7 +268,7 @@ class ModelConfig:
     Attributes:
         dtype: compute type of activations; parameters keep the type they come in.
         remat: what the backward pass recomputes, a key of `models.stack.REMAT` ("none", "full", "dots").
-        attention: back end of the language model's attention, a key of `models.attention.BACKENDS`.
+        attention: back end of every attention: "auto", by platform, or a key of `models.attention.BACKENDS`.
         vision_lora, llm_lora: low-rank updates on every vision encoder, on the language model.
         llm_quantize: how the kernels of the language model's layers are stored: "none", "int8" or "int4"
             (`models.quantize`). Only while a stage trains beside them; model folders are never quantised.

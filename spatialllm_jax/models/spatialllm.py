@@ -27,12 +27,13 @@ class VisionTowers(nn.Module):
     dtype: Any
     remat: str
     lora: LoRAConfig | None
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "M H W 3"], deterministic: bool = True) -> Float[Array, "M P C"]:
         """Features resampled to `grid` x `grid`, the encoders' channels side by side."""
         features = [
-            resample(ViT(config, self.dtype, self.remat, self.lora, name=config.name)(
+            resample(ViT(config, self.dtype, self.remat, self.lora, self.attention, name=config.name)(
                 normalize(images, config), deterministic=deterministic), self.grid)
             for config in self.encoders]
         return jnp.concatenate(features, axis=-1)
@@ -50,7 +51,7 @@ class SpatialLLM(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.vision = VisionTowers(c.vision, c.connector.grid, dtype, c.remat, c.vision_lora)
+        self.vision = VisionTowers(c.vision, c.connector.grid, dtype, c.remat, c.vision_lora, c.attention)
         self.connector = Connector(c.connector, tuple((v.name, v.width) for v in c.vision), c.llm.width, dtype)
         self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora, c.unroll, c.llm_quantize)
         if c.tiling is not None:

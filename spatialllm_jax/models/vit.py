@@ -162,6 +162,7 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     lora: LoRAConfig | None = None
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -209,7 +210,8 @@ class ViT(nn.Module):
             x, states = blocks(
                 num_heads=c.num_heads, mlp_dim=c.mlp_dim, depth=c.depth, activation=c.activation,
                 swiglu=c.swiglu, layer_scale=c.kind == "dinov2", norm_eps=c.norm_eps, dtype=self.dtype,
-                lora=self.lora, collect=output == "states", name="blocks")(x, None, deterministic)
+                attention=self.attention, lora=self.lora, collect=output == "states",
+                name="blocks")(x, None, deterministic)
         if output == "states":
             return jnp.concatenate([embedded[None], states])
         final_norm = layer_norm(c.norm_eps, self.dtype, "final_norm")
