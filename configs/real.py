@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         "weights": {"vision/clip": "", "vision/dinov2": "runs/real/weights/dinov2-vit-s14",
                     "llm": "runs/real/weights/smollm2-135m"},
         "tokenizer": "runs/real/weights/smollm2-135m", "features": "runs/real/features",
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
         "stages": {"align": {
             "objective": "next_token", "trainable": "connector", "steps": 300,
             "rows": {"batch_size": 2, "length": 256, "images": 4, "image_size": 168, "packing": True},

@@ -79,7 +79,8 @@ def _full(row: str) -> ConfigDict:
         "weights": {"vision/clip": "weights/clip-vit-large-patch14-336",
                     "llm": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct"},
         "tokenizer": "weights/vicuna-7b-v1.5" if vicuna else "weights/llama-3-8b-instruct",
-        "features": "", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}, "stages": ConfigDict(sort_keys=False)})
+        "features": "", "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 1},
+        "stages": ConfigDict(sort_keys=False)})
     if model == "clip_mae":
         config.weights["vision/mae"] = "weights/vit-mae-large"
     elif model != "llava15":
@@ -144,7 +145,7 @@ def _tiny(row: str) -> ConfigDict:
         "model": {"preset": model, "text_tower": "tiny", "fit_vocabulary": True, "dtype": "float32",
                   "remat": "none", "attention": "xla", "unroll": 4},
         "weights": {}, "tokenizer": "", "features": "runs/quickstart/features",
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "stages": ConfigDict(sort_keys=False)})
+        "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1}, "stages": ConfigDict(sort_keys=False)})
     if row == CLIP:
         config.stages.clip = {
             "objective": "contrastive", "trainable": ".*", "steps": 150,

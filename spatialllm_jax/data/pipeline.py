@@ -326,12 +326,13 @@ class _BatchIterator(grain.DatasetIterator):
 
 def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, tokenizer: Tokenizer, *, seed: int,
           features: Mapping[tuple[str, str], FeatureStore] | None = None, patches: PatchMap | None = None,
-          process_index: int = 0, process_count: int = 1, threads: int = 2, prefetch: int = 2) -> grain.IterDataset:
+          share: tuple[int, int] = (0, 1), threads: int = 2, prefetch: int = 2) -> grain.IterDataset:
     """An endless dataset of batches (dicts of numpy arrays): this process's rows of every one.
 
-    The rows of all processes, one after the other, are the batch that a single process would make.
+    The shares of all processes, one after the other, are the batch that a single process would make.
 
     Args:
+        share: (k, n), the k-th of n equal parts of a batch's rows is this process's.
         features: (dataset path, split) -> stored features of its images; all sources or none.
         patches: adds `patch_targets` to the batches.
         threads: that tokenise, and as many that decode pictures.
@@ -343,8 +344,9 @@ def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, to
     """
     if not rows.batch_size:
         raise UserError("rows.batch_size is 0; set it, or set rows.samples and let data.lengths.plan work it out")
-    if rows.batch_size % process_count:
-        raise UserError(f"batch size {rows.batch_size} does not divide over {process_count} processes")
+    part, parts = share
+    if rows.batch_size % parts:
+        raise UserError(f"batch size {rows.batch_size} does not divide over {parts} processes")
     if text.num_image_tokens >= rows.length:
         raise UserError(f"rows of {rows.length} tokens cannot hold the {text.num_image_tokens} tokens of an image")
     if text.max_length > rows.length:
@@ -355,8 +357,7 @@ def build(sources: Sequence[SourceConfig], text: TextConfig, rows: RowConfig, to
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     arrange, window = rows.arrangement()
     grouped = RowIterDataset(found.samples.to_iter_dataset(reading), window, arrange, seed)
-    own = rows.batch_size // process_count
-    share = slice(process_index * own, (process_index + 1) * own)
+    own = rows.batch_size // parts
     finish = _Finish(rows, text.num_image_tokens, shape, (text.num_image_tokens, MAX_WORDS) if patches else None)
-    batches = _Batches(grouped, rows, share, finish, len(sources), shape is None, threads)
+    batches = _Batches(grouped, rows, slice(part * own, (part + 1) * own), finish, len(sources), shape is None, threads)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)

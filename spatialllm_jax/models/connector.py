@@ -46,7 +46,7 @@ class Projector(nn.Module):
             last = i == c.layers - 1
             x = Linear(self.width if last else c.hidden or self.width, dtype=self.dtype, name=f"linear_{i}")(x)
             # Not left to the partitioner: on meshes split over data, fsdp and tensor it gave wrong gradients here.
-            x = constrain(x, ("batch", None, None if last else "mlp"))
+            x = constrain(x, ("images", None, None if last else "mlp"))
             x = x if last else jax.nn.gelu(x, approximate=False)
         return x
 

@@ -80,7 +80,7 @@ class LlamaLayer(nn.Module):
         x = x + y
         y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm2")(x)
         y = LlamaMLP(c, self.dtype, self.lora, self.quantize, name="mlp")(y, deterministic)
-        x = constrain(x + y, ("batch", None, None))
+        x = constrain(x + y, ("batch", "length", None))
         return x, (cache, x if self.collect else None)
 
 
@@ -104,13 +104,15 @@ class LlamaAttention(nn.Module):
             return Linear(heads * c.head_dim, use_bias=False, dtype=self.dtype, lora=self.lora, kernel_init=init,
                           quantize=self.quantize, name=name)
 
-        def project(to: Linear) -> Float[Array, "B T heads Dh"]:
+        def project(to: Linear, along: str | None = None) -> Float[Array, "B T heads Dh"]:
             y = rearrange(to(x, deterministic), "b t (h d) -> b t h d", d=c.head_dim)
-            return constrain(y, ("batch", None, "heads", None))
+            return constrain(y, ("batch", along, "heads", None))
 
         match = c.attention_init == "match" and self.quantize == "none"  # quantised kernels are never initialised
         query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
-        q = rotate(project(query), *rope)
+        # Split along the row, queries stay where they are and see all keys and values, which are gathered: with
+        # grouped queries those are the smaller part, and the mask needs no ring.
+        q = rotate(project(query, "length"), *rope)
         keys = _first_of_group(_kernel_of(query), c) if match else None
         k = rotate(project(linear("key", c.num_kv_heads, keys)), *rope)
         v = project(value)
@@ -166,7 +168,7 @@ class LlamaMLP(nn.Module):
         c = self.config
         hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
             x, deterministic)
-        hidden = constrain(hidden, ("batch", None, "mlp"))
+        hidden = constrain(hidden, ("batch", "length", "mlp"))
         return linear(c.width, "down", 0.5 / c.depth)(hidden, deterministic)
 
 
@@ -196,7 +198,7 @@ class Llama(nn.Module):
         """Embeddings of token ids."""
         # Whole rows first: looking up rows split over "fsdp" makes the partitioner replicate the result.
         table = constrain(self.embedding.astype(self.dtype), ("vocab", None))
-        return constrain(jnp.take(table, tokens, axis=0), ("batch", None, None))
+        return constrain(jnp.take(table, tokens, axis=0), ("batch", "length", None))
 
     @nn.compact
     def __call__(
@@ -225,7 +227,7 @@ class Llama(nn.Module):
             deterministic)
         if states:
             return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
-        return constrain(self.norm(x), ("batch", None, None)), cache
+        return constrain(self.norm(x), ("batch", "length", None)), cache
 
     def read(self, embeddings: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Embeddings under the final norm, without any layer: what `logits` would say of the input itself."""

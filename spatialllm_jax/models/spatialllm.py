@@ -14,9 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from spatialllm_jax.models.attention import Mask, self_mask
 from spatialllm_jax.models.config import LoRAConfig, ModelConfig, VisionConfig
 from spatialllm_jax.models.connector import Connector, resample
+from spatialllm_jax.models.image_slots import encode_present
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.llama import Cache, Llama
 from spatialllm_jax.models.vit import ViT, normalize
+from spatialllm_jax.parallel.rules import constrain
 
 
 class VisionTowers(nn.Module):
@@ -77,12 +79,13 @@ class SpatialLLM(nn.Module):
         if features is None:
             if images is None:
                 raise ValueError("visual_tokens needs images or features")
-            flat = self.encode_images(rearrange(images, "b n h w c -> (b n) h w c"), deterministic)
+            flat = self._encode_slots(images, image_mask, deterministic)
             rows = images.shape[0]
         else:
             flat = rearrange(features, "b n p c -> (b n) p c")
             rows = features.shape[0]
-        visual = rearrange(self.connect(flat), "(b n) t d -> b n t d", b=rows)
+        visual = constrain(self.connect(flat), ("batch", None, None))    # images spread further than rows
+        visual = rearrange(visual, "(b n) t d -> b n t d", b=rows)
         if image_mask is not None:
             visual = jnp.where(image_mask[:, :, None, None], visual, 0.0)
         visual = rearrange(visual, "b n t d -> b (n t) d")
@@ -90,6 +93,16 @@ class SpatialLLM(nn.Module):
             return visual
         newline = jnp.broadcast_to(self.image_newline.astype(visual.dtype), (rows, 1, visual.shape[-1]))
         return jnp.concatenate([visual, newline], axis=1)
+
+    def _encode_slots(self, images: Array, image_mask: Array | None, deterministic: bool) -> Float[Array, "M P C"]:
+        """Features of all slots one after the other; those that `image_mask` calls empty are skipped where they can be
+        many: encoders run on every slot when there is one per row, or when their LoRA draws dropout."""
+        if image_mask is None or images.shape[1] == 1 or self.config.vision_lora is not None:
+            return self.encode_images(rearrange(images, "b n h w c -> (b n) h w c"), deterministic)
+        towers, variables = self.vision.unbind()
+        features = encode_present(lambda params, x: towers.apply({"params": params}, x), variables["params"], images,
+                                  image_mask)
+        return rearrange(features, "b n p c -> (b n) p c")
 
     def embed(
         self, tokens: Int[Array, "B T"], visual: Float[Array, "B N_tokens D"] | None = None,
@@ -100,7 +113,8 @@ class SpatialLLM(nn.Module):
         if visual is None or image_index is None:
             return text
         patches = jnp.take_along_axis(visual, jnp.maximum(image_index, 0)[..., None], axis=1)
-        return jnp.where((image_index >= 0)[..., None], patches.astype(text.dtype), text)
+        patches = constrain(patches.astype(text.dtype), ("batch", "length", None))
+        return jnp.where((image_index >= 0)[..., None], patches, text)
 
     def read_patches(
         self, images: UInt8[Array, "B N H W 3"] | None = None, features: Float[Array, "B N P C"] | None = None,

@@ -104,7 +104,7 @@ class Block(nn.Module):
         y = layer_norm(self.norm_eps, self.dtype, "norm2")(x)
         y = MLP(self.mlp_dim, self.activation, self.swiglu, init_scale, self.dtype, self.lora,
                 name="mlp")(y, deterministic)
-        x = constrain(x + scaled(y, "scale2"), ("batch", None, None))
+        x = constrain(x + scaled(y, "scale2"), ("images", None, None))
         return x, x if self.collect else None
 
 
@@ -199,7 +199,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         if c.kind == "clip":
             x = layer_norm(c.norm_eps, self.dtype, "pre_norm")(x)
-        embedded = x = constrain(x, ("batch", None, None))
+        embedded = x = constrain(x, ("images", None, None))
 
         blocks = stacked(Block, c.depth, (nn.broadcast, nn.broadcast), self.remat, static_argnums=(3,))
         count = c.feature_blocks if output == "features" and not self.is_initializing() else c.depth

@@ -12,35 +12,52 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatialllm_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of axes ("data", "fsdp", "tensor"); use it with `jax.set_mesh`.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1,
+              devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of axes ("data", "fsdp", "context", "tensor"); use it with `jax.set_mesh`.
+
+    Devices of several TPU slices are told apart by themselves: the slices follow each other along "data", the one axis
+    whose traffic (gradients, once a step) a data-centre network carries. Everything else stays within a slice.
 
     Args:
         data: ways of plain data parallelism (parameters repeated).
         fsdp: ways in which parameters and optimizer state are split; data parallel as well.
         tensor: ways in which heads, MLP width and vocabulary are split.
+        context: ways in which the positions of a row are split; parameters are split over it as over "fsdp".
         devices: all of them, when not given.
 
-    One of the three may be -1: whatever devices the other two leave.
+    One of the sizes may be -1: whatever devices the others leave.
 
     Raises:
-        UserError: the product is not the number of devices.
+        UserError: the product is not the number of devices, or "data" is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, context, tensor]
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor}: sizes are positive, and one may be -1")
+        raise UserError(f"mesh {said}: sizes are positive, and one may be -1")
     rest = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and len(devices) % rest == 0:
         sizes[sizes.index(-1)] = len(devices) // rest
     if int(np.prod(sizes)) != len(devices):
-        raise UserError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {len(devices)} devices; "
+        raise UserError(f"mesh {said} does not fit {len(devices)} devices; "
                         "their product must be the number of devices (one may be -1)")
-    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of these sizes, neighbours in it near each other."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise UserError(f"mesh data={sizes[0]}: these devices are {slices} slices, and only the axis data goes from "
+                        f"one to another; make it a multiple of {slices}")
+    return mesh_utils.create_hybrid_device_mesh(
+        [sizes[0] // slices, *sizes[1:]], [slices, *[1] * (len(sizes) - 1)], devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -53,20 +70,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def local_batch_size(global_batch: int, mesh: Mesh) -> int:
-    """Rows that this process feeds.
+def share_of_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(k, n): a process feeds the k-th of n equal parts of every batch's rows.
+
+    Processes that split a row between them (over "context" or "tensor") have the same share and feed it alike.
+
+    Args:
+        process: which; this one, when not given.
 
     Raises:
-        UserError: the global batch does not divide over the data axes or the processes.
+        UserError: the rows of the process's devices are no such part.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if global_batch % ways or global_batch % jax.process_count():
-        raise UserError(f"batch size {global_batch} does not divide over data x fsdp = {ways} devices and "
-                        f"{jax.process_count()} processes; choose a multiple of both")
-    return global_batch // jax.process_count()
+    process = jax.process_index() if process is None else process
+    ways = data_ways(mesh)
+    mine = [row for row, devices in enumerate(mesh.devices.reshape(ways, -1))
+            if any(device.process_index == process for device in devices)]
+    size = len(mine)
+    if not size or ways % size or mine != list(range(mine[0], mine[0] + size)) or mine[0] % size:
+        raise UserError(f"mesh {dict(mesh.shape)}: the devices of process {process} hold parts {mine} of {ways} of a "
+                        "batch; choose data and fsdp so that every process holds the same number of whole parts")
+    return mine[0] // size, ways // size
+
+
+def data_ways(mesh: Mesh) -> int:
+    """Parts into which the rows of a batch are split."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows (a tree of host arrays) as its part of the global batch on the devices."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    """This process's rows (a tree of host arrays, see `share_of_rows`) as its part of the global batch."""
+    sharding, (_, shares) = batch_sharding(mesh), share_of_rows(mesh)
+
+    def one(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * shares, *x.shape[1:]))
+
+    return jax.tree.map(one, batch)

@@ -16,10 +16,13 @@ from spatialllm_jax.errors import UserError
 
 LogicalAxes = tuple[str | None, ...]
 
-# Logical axis -> mesh axes (see `parallel.mesh`). Activations are split over the batch by both data axes.
+# Logical axis -> mesh axes (see `parallel.mesh`). Activations are split over the batch by both data axes and along
+# the row by "context"; images have no row to split and are spread over all three.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
+    "length": ("context",),
+    "images": ("data", "fsdp", "context"),
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
@@ -163,12 +166,13 @@ def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: Array, axes: LogicalAxes) -> Array:
-    """An activation with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`).
+    """An activation with its axes split as the table says; no-op when no mesh is set (`jax.set_mesh`), and inside
+    `jax.shard_map`, where arrays are one device's own.
 
     Axes that the mesh does not divide stay whole, silently: batches of one are common at inference.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.manual_axes:
         return x
     spec: list[tuple[str, ...] | None] = []
     for size, name in zip(x.shape, axes, strict=True):

@@ -20,7 +20,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import attention as attention_lib
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.flops import StepFlops
-from spatialllm_jax.parallel.mesh import make_mesh
+from spatialllm_jax.parallel.mesh import data_ways, make_mesh
 from spatialllm_jax.planning import hlo, work
 from spatialllm_jax.planning.targets import GIB, Target
 from spatialllm_jax.training import optimizer, program
@@ -57,8 +57,8 @@ class Job:
 
     @property
     def ways(self) -> int:
-        """Devices that split the batch; groups of `tensor` devices share their rows."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        """Parts that the batch is split into; the devices along other axes share a part's rows."""
+        return data_ways(self.mesh)
 
     def with_rows(self, rows: int) -> Job:
         """The same with another number of rows per device."""
@@ -140,7 +140,7 @@ def job(config: Mapping[str, Any], target: Target, devices: list[Any], stage_nam
     model = program.model_config(config)
     model = model.replace(attention=choose_attention(model.attention, target))
     mesh = make_mesh(**config.get("mesh", {}), devices=devices)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
+    ways = data_ways(mesh) * stage.accumulate
     per_row = samples_per_row or _samples_per_row(stage, model)
     if not rows:
         batch = stage.rows.batch_size or rows_for(stage.rows.samples, per_row, ways)

@@ -107,9 +107,9 @@ def _logits(model: SpatialLLM, params: Any, hidden: Float[Array, "B C D"]) -> Fl
     Said explicitly, since within a scanned branch the partitioner goes by the head alone: split over "fsdp" along D, it
     had every device make a part of everybody's logits, and exchanged those instead of the kernel.
     """
-    hidden = constrain(hidden, ("batch", None, None))
+    hidden = constrain(hidden, ("batch", "length", None))
     logits: Any = model.apply({"params": params}, hidden, method="logits")
-    return constrain(logits.astype(jnp.float32), ("batch", None, "vocab"))
+    return constrain(logits.astype(jnp.float32), ("batch", "length", "vocab"))
 
 
 def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], chunk: int,

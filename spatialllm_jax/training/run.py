@@ -25,7 +25,7 @@ from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.linear import merge_lora
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.parallel import hosts
-from spatialllm_jax.parallel.mesh import make_mesh
+from spatialllm_jax.parallel.mesh import data_ways, make_mesh, share_of_rows
 from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import frozen as frozen_lib
 from spatialllm_jax.training import initial, optimizer, program
@@ -191,8 +191,7 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
     patches = PatchMap(model.connector.grid // model.connector.merge, stage.rows.resize) \
         if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
-                            patches=patches,
-                            process_index=jax.process_index(), process_count=jax.process_count())
+                            patches=patches, share=share_of_rows(mesh))
     last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
                            flops=stage_flops(stage, parts.config, state.trainable) if stage.objective == "next_token"
                            and isinstance(parts.config, ModelConfig) else None)
@@ -234,9 +233,13 @@ def _save(folder: Path, params: dict[str, jax.Array], *, stage: StageConfig, par
 def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh,
            seed: int) -> StageConfig:
     """The stage with the rows that `rows.samples` needs, and the steps of one pass if it has none."""
+    if stage.rows.batch_size % (data_ways(mesh) * stage.accumulate):
+        raise UserError(f"stages.{stage.name}.rows.batch_size={stage.rows.batch_size} does not divide over "
+                        f"{data_ways(mesh)} parts of the mesh (data x fsdp) and {stage.accumulate} micro-batches; "
+                        "choose a multiple of their product")
     if stage.steps and not stage.rows.samples:
         return stage
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
+    ways = data_ways(mesh) * stage.accumulate
     plan = lengths.plan(stage.sources, text, stage.rows, tokenizer, seed=seed, ways=ways)
     logging.info("stage %s: %s", stage.name, plan)
     rows = dataclasses.replace(stage.rows, batch_size=plan.batch_size, samples=0)

@@ -129,7 +129,7 @@ def test_processes_share_the_work(tiny_dataset, tiny_tokenizer):
                 for k in range(len(batch["tokens"]))]
 
     whole = rows_of(take(stream(tiny_dataset, tiny_tokenizer, rows), 16))
-    parts = [rows_of(take(stream(tiny_dataset, tiny_tokenizer, rows, process_index=index, process_count=2), 16))
+    parts = [rows_of(take(stream(tiny_dataset, tiny_tokenizer, rows, share=(index, 2)), 16))
              for index in range(2)]
     assert [len(part) for part in parts] == [32, 32]
     # Process 0 has the first half of every batch of the one order, process 1 the second.
@@ -141,8 +141,7 @@ def test_processes_share_the_work(tiny_dataset, tiny_tokenizer):
 def test_another_number_of_processes_takes_over(llava_file, tiny_tokenizer, layout):
     """A state of one process is a state of two, and the other way round: the same batches follow."""
     def running(index, count):
-        return stream("", tiny_tokenizer, LAYOUTS[layout], mixture=[llava(llava_file)], process_index=index,
-                      process_count=count)
+        return stream("", tiny_tokenizer, LAYOUTS[layout], mixture=[llava(llava_file)], share=(index, count))
 
     alone = running(0, 1)
     take(alone, 5)
@@ -223,7 +222,7 @@ def test_stored_features_reach_their_slots(tiny_dataset, tiny_tokenizer, store):
 
 def test_user_mistakes(tiny_dataset, tiny_tokenizer, store):
     with pytest.raises(UserError, match=r"batch size 4.*3 processes"):
-        stream(tiny_dataset, tiny_tokenizer, process_count=3)
+        stream(tiny_dataset, tiny_tokenizer, share=(0, 3))
     with pytest.raises(UserError, match="4 tokens of an image"):
         stream(tiny_dataset, tiny_tokenizer, pipeline.RowConfig(4, 4, 1, 16))
     with pytest.raises(UserError, match="no split 'validation'"):
@@ -338,7 +337,7 @@ def test_a_bucket_holds_one_length_and_processes_agree_on_it(llava_file, tiny_to
         longest = (batch["segment_ids"] > 0).sum(axis=1).max()
         assert batch["tokens"].shape[1] == min(length for length in rows.buckets if length >= longest)
         assert (batch["segment_ids"].max(axis=1) == 1).all()
-    parts = [take(stream("", tiny_tokenizer, rows, mixture=mixture, process_index=index, process_count=2), 12)
+    parts = [take(stream("", tiny_tokenizer, rows, mixture=mixture, share=(index, 2)), 12)
              for index in range(2)]
     for batch, *halves in zip(whole, *parts, strict=True):
         for index, half in enumerate(halves):
@@ -431,8 +430,7 @@ def test_every_process_knows_all_counts_but_the_pictures_of_others(broken_file, 
     rows = dataclasses.replace(LAYOUTS["buckets"], window=28)
     found = []
     for index, count in ((0, 1), (0, 2), (1, 2)):
-        running = stream("", tiny_tokenizer, rows, mixture=[llava(broken_file)], process_index=index,
-                         process_count=count)
+        running = stream("", tiny_tokenizer, rows, mixture=[llava(broken_file)], share=(index, count))
         take(running, 21)                                      # three windows
         found.append(pipeline.counts(running))
     broken = "image cannot be read"

@@ -1,6 +1,7 @@
 """The sharding table: complete, exclusive, and without effect on results."""
 
 import dataclasses
+import math
 import re
 from collections import Counter
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spatialllm_jax.errors import UserError
@@ -17,7 +19,7 @@ from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig, Tiling
 from spatialllm_jax.models.presets import CLIP_PRESETS, PRESETS, clip_preset, preset
 from spatialllm_jax.models.quantize import kernel_of, quantized
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
-from spatialllm_jax.parallel.mesh import batch_sharding, local_batch_size, make_mesh, replicated, shard_batch
+from spatialllm_jax.parallel.mesh import make_mesh, replicated, shard_batch, share_of_rows
 from spatialllm_jax.parallel.rules import (
     PARAMETERS,
     constrain,
@@ -97,13 +99,54 @@ def test_constrain_without_a_mesh_is_the_identity():
 
 def test_meshes_that_do_not_fit_are_refused():
     count = len(jax.devices())
-    assert dict(make_mesh().shape) == {"data": count, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh().shape) == {"data": count, "fsdp": 1, "context": 1, "tensor": 1}
     with pytest.raises(UserError, match=r"data=3.*devices"):
         make_mesh(3, 5, 1)
     with pytest.raises(UserError, match="one may be -1"):
         make_mesh(-1, -1, 1)
-    with pytest.raises(UserError, match="batch size 7"):
-        local_batch_size(7, make_mesh(devices=jax.devices()[:1]) if count == 1 else make_mesh())
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What a mesh asks a device for."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "fake"
+
+
+def fake_devices(count, per_process, per_slice=0):
+    return [FakeDevice(k, k // per_process, k // (per_slice or count)) for k in range(count)]
+
+
+def test_only_the_data_axis_leaves_a_slice():
+    devices = fake_devices(32, 4, per_slice=8)
+    for sizes in ({"data": 4, "fsdp": 8}, {"data": 8, "fsdp": 2, "tensor": 2}, {"data": -1, "context": 2, "tensor": 4}):
+        mesh = make_mesh(**sizes, devices=devices)
+        for block in mesh.devices.reshape(4, -1):     # "data" is the first axis: a quarter of it is a slice
+            assert len({device.slice_index for device in block}) == 1
+    with pytest.raises(UserError, match=r"data=2.*4 slices.*multiple of 4"):
+        make_mesh(data=2, fsdp=16, devices=devices)
+
+
+@pytest.mark.parametrize(("sizes", "shares"), [
+    ({"fsdp": 8, "data": 1}, [(0, 2), (1, 2)]),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, [(0, 2), (1, 2)]),
+    ({"data": 1, "tensor": 8}, [(0, 1), (0, 1)]),               # one row over both: each feeds all of it
+    ({"data": 1, "fsdp": 1, "context": 8}, [(0, 1), (0, 1)]),
+    ({"data": 1, "fsdp": 4, "context": 2}, [(0, 2), (1, 2)]),
+])
+def test_processes_feed_the_rows_of_their_devices(sizes, shares):
+    mesh = make_mesh(**sizes, devices=fake_devices(8, 4))
+    assert [share_of_rows(mesh, process) for process in range(2)] == shares
+
+
+def test_rows_that_two_processes_hold_in_part_are_refused():
+    mesh = make_mesh(data=3, tensor=2, devices=fake_devices(6, 3))
+    with pytest.raises(UserError, match=r"process 0 hold parts \[0, 1\] of 3"):
+        share_of_rows(mesh, 0)
 
 
 @eight
@@ -118,14 +161,14 @@ def test_optimizer_moments_follow_their_parameters():
 
 
 @eight
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 2, 2, 2), (2, 1, 1, 4)])
 def test_sharded_forward_equals_single(shape, capfd):
     config = preset("nano")
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, abstract_params(config))
-    tokens = rng.integers(0, 64, (8, 12))
-    batch = dict(tokens=tokens, positions=np.tile(np.arange(12), (8, 1)), segment_ids=np.ones_like(tokens),
-                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 8], (8, 1)),
+    tokens = rng.integers(0, 64, (8, 16))
+    batch = dict(tokens=tokens, positions=np.tile(np.arange(16), (8, 1)), segment_ids=np.ones_like(tokens),
+                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 12], (8, 1)),
                  images=rng.integers(0, 256, (8, 1, 16, 16, 3), dtype=np.uint8))
 
     def forward(params, batch):
@@ -136,30 +179,31 @@ def test_sharded_forward_equals_single(shape, capfd):
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))
         kernel = placed["llm"]["layers"]["mlp"]["up"]["kernel"]
-        assert kernel.addressable_shards[0].data.size == kernel.size // (shape[1] * shape[2])
+        assert kernel.addressable_shards[0].data.size == kernel.size // math.prod(shape[1:])
         # A function of its own: without the mesh it was traced without constraints.
         out = jax.jit(lambda *x: forward(*x))(placed, shard_batch(batch, mesh))
-    assert out.sharding.is_equivalent_to(batch_sharding(mesh), out.ndim)
+    assert out.sharding.is_equivalent_to(NamedSharding(mesh, P(("data", "fsdp"), "context")), out.ndim)
     np.testing.assert_allclose(out, expected, atol=5e-5)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
 @eight
-def test_gradients_on_a_mesh_split_three_ways_equal_single():
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8)])
+def test_gradients_on_a_split_mesh_equal_single(shape):
     """Of every parameter; the connector's were wrong by half here before its activations were constrained."""
     config = preset("nano")
     rng = np.random.default_rng(0)
     params = random_params(config)
-    tokens = rng.integers(0, 64, (8, 12))
-    batch = dict(tokens=tokens, positions=np.tile(np.arange(12), (8, 1)), segment_ids=np.ones_like(tokens),
-                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 8], (8, 1)),
+    tokens = rng.integers(0, 64, (8, 16))
+    batch = dict(tokens=tokens, positions=np.tile(np.arange(16), (8, 1)), segment_ids=np.ones_like(tokens),
+                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 12], (8, 1)),
                  images=rng.integers(0, 256, (8, 1, 16, 16, 3), dtype=np.uint8))
 
     def gradients(params, batch):
         return jax.grad(lambda tree: (SpatialLLM(config).apply({"params": tree}, **batch) ** 3).mean())(params)
 
     expected = jax.jit(gradients)(params, batch)
-    mesh = make_mesh(2, 2, 2)
+    mesh = make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))
         found = jax.jit(lambda *x: gradients(*x))(placed, shard_batch(batch, mesh))

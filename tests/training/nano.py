@@ -21,7 +21,7 @@ def tree(data, workdir, **stage):
              **stage}
     return {"row": "nano", "size": "nano", "seed": 0,
             "model": {"preset": "nano", "text_tower": "nano", "fit_vocabulary": True, "dtype": "float32"},
-            "weights": {}, "tokenizer": "", "features": "", "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "weights": {}, "tokenizer": "", "features": "", "mesh": {"data": -1, "fsdp": 1, "context": 1, "tensor": 1},
             "stages": {"tune": stage}}
 
 

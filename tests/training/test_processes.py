@@ -63,9 +63,9 @@ def whole(tiny_dataset, tmp_path_factory, cache):
     return folder / "run"
 
 
-def together(launch, config, name):
-    """The output of two processes that train as one, `fsdp` over both."""
-    config = {**config, "mesh": {"data": 1, "fsdp": 2, "tensor": 1}}
+def together(launch, config, name, axis="fsdp"):
+    """The output of two processes that train as one, the mesh's `axis` over both."""
+    config = {**config, "mesh": {"data": 1, axis: 2}}
     port = free_port()
     pair = [launch(config, name, "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id", str(k))
             for k in range(2)]
@@ -88,9 +88,11 @@ def test_two_processes_write_what_a_quantised_stage_leaves(launch, tiny_dataset,
             np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
 
 
-def test_two_processes_train_as_one(launch, tiny_dataset, tmp_path, whole):
-    """Same losses and parameters as a single process, to 1e-5; files are written once."""
-    outputs = together(launch, tree(tiny_dataset, tmp_path), "pair")
+@pytest.mark.parametrize("axis", ["fsdp", "context"])
+def test_two_processes_train_as_one(launch, tiny_dataset, tmp_path, whole, axis):
+    """Same losses and parameters as a single process, to 1e-5; files are written once. With `context`, each process
+    feeds all rows and computes half of every one."""
+    outputs = together(launch, tree(tiny_dataset, tmp_path), "pair", axis)
     assert "model:" in outputs[0] and "model:" not in outputs[1]
     np.testing.assert_allclose(losses(tmp_path / "pair"), losses(whole), atol=1e-5, rtol=0)
     ours, theirs = (store.load_params(folder / "tune" / "model") for folder in (tmp_path / "pair", whole))

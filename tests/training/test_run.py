@@ -158,7 +158,8 @@ def test_resume_is_exact(tiny_dataset, tmp_path, one_device, monkeypatch, uninte
     assert same(store.load_params(tmp_path / "run" / "tune" / "model"), params)
 
 
-@pytest.mark.parametrize("shape", [{"data": 4, "fsdp": 2, "tensor": 1}, {"data": 4, "fsdp": 1, "tensor": 2}])
+@pytest.mark.parametrize("shape", [{"data": 4, "fsdp": 2}, {"data": 4, "tensor": 2},
+                                   {"data": 1, "fsdp": 2, "context": 4}])
 def test_eight_devices_give_the_same_losses(tiny_dataset, tmp_path, uninterrupted, compilations, shape):
     tree = {**config(tiny_dataset, tmp_path), "mesh": shape}
     train(tree, tmp_path / "run")
