@@ -185,8 +185,7 @@ def _cpus(target: Target) -> list[Any]:
 
 
 def _gpus(target: Target) -> list[Any]:
-    _need("jax_plugins.xla_cuda12", target, "plan-gpu",
-          "make setup-plan, or see docs/plan.md for the pip line")
+    _need("jax_plugins.xla_cuda12", target, "plan-gpu")
     per_host = min(int(target.shape), target.machine.per_host)
     topology = f"1x{int(target.shape) // per_host}x{per_host}"
     return _described(target, platform="cuda", topology_name="", topology=topology,
@@ -194,7 +193,7 @@ def _gpus(target: Target) -> list[Any]:
 
 
 def _tpus(target: Target) -> list[Any]:
-    _need("libtpu", target, "plan-tpu", 'pip install -c constraints.txt -e ".[plan-tpu]"')
+    _need("libtpu", target, "plan-tpu")
     # A v4 chip's two cores are one device to JAX only in this configuration.
     options = {"chip_config_name": "megacore"} if target.machine.name == "v4" else {}
     return _described(target, platform="tpu", topology_name=f"{target.machine.name}:{target.shape}", **options)
@@ -211,14 +210,14 @@ def _described(target: Target, **options: Any) -> list[Any]:
                         "shape, and that the plugins' versions are those of jax") from None
 
 
-def _need(module: str, target: Target, extra: str, how: str) -> None:
+def _need(module: str, target: Target, extra: str) -> None:
     try:
         found = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         found = False
     if not found:
         raise UserError(f"--target {target} needs the compiler of extra [{extra}], and {module} cannot be imported; "
-                        f"{how}")
+                        f'pip install -c constraints.txt -e ".[{extra}]"')
 
 
 def gpu_config(machine: Machine) -> str:

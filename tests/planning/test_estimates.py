@@ -8,7 +8,8 @@ from spatialllm_jax.planning.search import largest_rows
 from spatialllm_jax.planning.targets import GIB, MACHINES, Machine, Shares
 from spatialllm_jax.planning.work import StepWork, Work
 
-MACHINE = Machine("x", "cuda", "X", memory=1, peak=100.0, float32=0.5, bandwidth=10.0, link=4.0, network=1.0, per_host=8)
+MACHINE = Machine("x", "cuda", "X", memory=1, peak=100.0, float32=0.5, bandwidth=10.0, link=4.0, network=1.0,
+                  per_host=8)
 SHARES = Shares(compute=0.5, bandwidth=1.0, link=0.5, overlap=0.75)
 
 
@@ -32,7 +33,8 @@ def test_what_leaves_the_host_goes_by_the_network():
     assert estimate(StepWork((alone,), (), ()), MACHINES["cpu"], 8, shares=SHARES, samples=1.0, useful=None) is None
 
 
-@pytest.mark.parametrize("slope, base, budget, best", [(3, 10, 64, 18), (7, 40, 64, 3), (1, 70, 64, 0), (2, 0, 1000, 500)])
+@pytest.mark.parametrize("slope, base, budget, best", [
+    (3, 10, 64, 18), (7, 40, 64, 3), (1, 70, 64, 0), (2, 0, 1000, 500)])
 def test_the_largest_number_of_rows(slope, base, budget, best):
     compiled = []
 

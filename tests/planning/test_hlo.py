@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (programs are printed one instruction a line)
 """Programs whose work is known: written by hand, or compiled here from a few lines."""
 
 import jax
@@ -92,6 +93,8 @@ def test_a_fusion_that_slices_reads_the_slice():
 def test_loops_without_a_known_length_are_named():
     text = PROGRAM.replace("direction=LT", "direction=NE")
     assert work.step_work(hlo.parse(text), devices=8).unknown_loops == ("loop",)
+    unrolled = PROGRAM.replace("%up = s32[] constant(1)", "%up = s32[] constant(2)")
+    assert work.step_work(hlo.parse(unrolled), devices=8).flops == 3 * 2 * 16**3      # 0, 2, 4
     told = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
     assert work.step_work(hlo.parse(told), devices=8).flops == 3 * 2 * 16**3
 
@@ -123,20 +126,22 @@ ENTRY %main (a: f32[2,9,9,3], b: f32[3,3,3,5]) -> f32[2,9,9,5] {
 
 
 @pytest.mark.parametrize("line, kernel, products", [
-    ('custom-call(%q, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit/mha_forward"}', True, 2),
+    ('custom-call(%q, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit/flash_forward"}', True, 2),
     ('custom-call(%q, %k), custom_call_target="__cudnn$fmhaSoftmaxBackward"', True, 5),
     ('custom-call(%q, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit/mystery"}', False, 0)])
 def test_attention_kernels_count_by_formula_and_others_are_named(line, kernel, products):
     text = f"""
-ENTRY %main (q: bf16[2,64,4,8], k: bf16[2,64,2,8]) -> bf16[2,64,4,8] {{
-  %q = bf16[2,64,4,8]{{3,2,1,0}} parameter(0)
-  %k = bf16[2,64,2,8]{{3,2,1,0}} parameter(1)
-  ROOT %o = bf16[2,64,4,8]{{3,2,1,0}} {line}
+ENTRY %main (q: bf16[2,4,64,8], k: bf16[2,2,64,8]) -> bf16[2,4,64,8] {{
+  %q = bf16[2,4,64,8]{{3,2,1,0}} parameter(0)
+  %k = bf16[2,2,64,8]{{3,2,1,0}} parameter(1)
+  ROOT %o = bf16[2,4,64,8]{{3,2,1,0}} {line}
 }}
 """
     found = work.step_work(hlo.parse(text), devices=1, attention_length=64)
     assert found.flops == products * 2 * 64 * 64 * 8 * 4 * 2 / 2
     assert bool(found.unknown_kernels) is not kernel
+    # Images of 64 patches beside rows of another length: nothing hides the later patches.
+    assert work.step_work(hlo.parse(text), devices=1, attention_length=128).flops == 2 * found.flops
 
 
 @pytest.mark.parametrize("groups, size", [
