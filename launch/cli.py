@@ -37,6 +37,9 @@ def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | Non
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:     # an OSError too, so before it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -50,8 +53,5 @@ def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     if json_flag if json_flag is not None else "--json" in argv:
         print(json.dumps(result, sort_keys=True), flush=True)

@@ -18,6 +18,10 @@ _CAPITAL = re.compile(r"(?<![\w'])([A-Z])(?![\w'])(?!\s+[a-z])")
 _LABEL = re.compile(r"\[(\d+)\]|\bregion\s+(\d+)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|cannot|unable)\b|n't\b", re.IGNORECASE)
 _FILLERS = re.compile(r"\b(?:the|a|an|it|is|its|side)\b")
+# How region-grounded data opens its verdicts: "Indeed, Region [0] is taller", "In fact, it is shorter".
+_AGREES = re.compile(r"\W*(?:(?:yes|indeed|correct|true)\b|that(?:'s| is) (?:true|correct)\b)", re.IGNORECASE)
+_DENIES = re.compile(r"\W*(?:(?:no|incorrect|false|in fact|actually)\b|that(?:'s| is) (?:false|incorrect|not)\b)",
+                     re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -60,6 +64,22 @@ def parse_choice(answer: str, options: Sequence[str]) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
+def parse_claim(answer: str) -> int | None:
+    """0 when an answer agrees with what was asked, 1 when it denies it, None when its opening tells neither.
+
+    SpatialRGPT's own answers open with yes, indeed, correct, or with no, incorrect, in fact, actually.
+    """
+    text = answer.strip()
+    agrees, denies = _AGREES.match(text), _DENIES.match(text)
+    if not agrees and not denies:
+        return parse_choice(text, ("Yes", "No"))
+    opening = agrees or denies
+    rest = text[opening.end():] if opening else ""
+    # "Yes and no", "Actually, yes": an opening that is taken back at once names neither.
+    other = _DENIES if agrees else _AGREES
+    return None if other.match(re.sub(r"^\W*(?:and|or|but)\b", "", rest)) else 0 if agrees else 1
+
+
 def _letters(text: str) -> set[int]:
     """Indices of the letters that the answer gives as its choice."""
     opening = _OPENING.match(text)
@@ -77,12 +97,12 @@ def _letters(text: str) -> set[int]:
 def _named(text: str, plain: Sequence[str]) -> tuple[set[int], str]:
     """Options whose text stands in the answer, and the answer without them.
 
-    Longest first, so that "left" is not found in "top left". Single letters are no texts.
+    Longest first, so that "left" is not found in "top left". Single letters are no texts, single digits are.
     """
     rest, found = _plain(re.sub(r"n't\b", " not", text)), set()
     for index in sorted(range(len(plain)), key=lambda index: -len(plain[index])):
-        if len(plain[index]) > 1:
-            rest, count = re.subn(rf"(?<!\w){re.escape(plain[index])}(?!\w)", " | ", rest)
+        if len(plain[index]) > 1 or plain[index].isdecimal():
+            rest, count = re.subn(rf"(?<![\w.\[]){re.escape(plain[index])}(?!\w|\.\d|\])", " | ", rest)
             if count:
                 found.add(index)
     return found, rest

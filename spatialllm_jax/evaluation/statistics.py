@@ -1,10 +1,12 @@
-"""Accuracies with what a reader needs to trust them: n, 95 % intervals, chance."""
+"""Accuracies with what a reader needs to trust them: n, 95 % intervals, chance, and paired comparisons."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
 
 Z95 = 1.959963984540054
 
@@ -33,7 +35,7 @@ class Accuracy:
         return dataclasses.asdict(self)
 
 
-def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(right: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of a binomial share (Wilson, 1927); (0, 1) when there is nothing."""
     if n == 0:
         return 0.0, 1.0
@@ -53,3 +55,70 @@ def accuracy(right: Sequence[bool], chances: Sequence[float], parse_failures: in
 def macro(parts: Mapping[str, Accuracy]) -> float:
     """Unweighted mean of the parts' accuracies."""
     return sum(part.acc for part in parts.values()) / len(parts) if parts else 0.0
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of the mean when values of one cluster (the questions about one picture) go together.
+
+    The sandwich estimator with the usual correction G / (G - 1) for G clusters (Liang and Zeger 1986; what statsmodels
+    computes for an intercept under cov_type="cluster"). Nan for fewer than two clusters.
+    """
+    n = len(values)
+    average = sum(values) / n if n else math.nan
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - average
+    count = len(sums)
+    if count < 2:
+        return math.nan
+    return math.sqrt(count / (count - 1) * sum(total * total for total in sums.values())) / n
+
+
+def wilson_clustered(right: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """Wilson's interval for as many independent questions as the clustered ones are worth, never more than there are.
+
+    Where all or none are right the clustered error says nothing; then every cluster counts once.
+    """
+    n, count = len(right), len(set(clusters))
+    if not n:
+        return 0.0, 1.0
+    share, error = sum(right) / n, clustered_error([float(value) for value in right], clusters)
+    if share in (0.0, 1.0) or count < 2:
+        worth = float(count)
+    else:
+        worth = min(share * (1 - share) / error ** 2, n) if error > 0 else float(n)
+    return wilson(share * worth, worth)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value that A and B are equally often right alone (McNemar 1947): a sign test.
+
+    Args:
+        only_a, only_b: questions that only A, only B got right.
+    """
+    n, least = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, k) for k in range(least + 1))     # whole numbers: exact, however many questions
+    return min(1.0, 2 * tail / 2 ** n) if n else 1.0
+
+
+def paired_bootstrap(differences: Sequence[float], clusters: Sequence[Hashable], *, samples: int = 10_000,
+                     seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean difference, whole clusters drawn with replacement.
+
+    Args:
+        differences: right(B) - right(A) per question.
+    """
+    sums: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(differences, clusters, strict=True):
+        entry = sums.setdefault(cluster, [0.0, 0.0])
+        entry[0] += value
+        entry[1] += 1
+    table = np.array(list(sums.values())).reshape(-1, 2)
+    if not len(table):
+        return 0.0, 0.0
+    rng, means = np.random.default_rng(seed), []
+    for start in range(0, samples, 500):      # 500 at a time, so that thousands of clusters fit
+        drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=min(500, samples - start)) @ table
+        means.append(drawn[:, 0] / drawn[:, 1])
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)

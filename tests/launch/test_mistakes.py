@@ -121,3 +121,15 @@ def test_other_failures_of_the_system_are_not_hidden(monkeypatch):
 
     with pytest.raises(OSError, match="broken"):
         cli.run(broken)
+
+
+def test_a_reader_that_has_left_is_no_failure(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    monkeypatch.setattr(cli.os, "dup2", lambda *_: None)
+
+    def printing(argv):
+        raise BrokenPipeError(errno.EPIPE, "broken pipe")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(printing)
+    assert stopped.value.code == 0
