@@ -132,9 +132,11 @@ def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], ch
     shape = jax.eval_shape(one, *(x[0] for x in split))
 
     # Recomputed inside the branch: what a conditional hands to the backward pass loses its sharding, and with logits
-    # among it every device gathered everybody's, and made the head's gradient for all of them (`launch.plan`).
+    # among it every device gathered everybody's, and made the head's gradient for all of them. And outside of it: what
+    # a conditional keeps, the loop would stack, down to a copy of the head for every chunk. (Seen with `launch.plan`.)
     again = jax.checkpoint(one)
 
+    @jax.checkpoint
     def add(carry, part):
         return jax.lax.cond(wanted(part), lambda: carry + again(*part), lambda: carry), None
 
