@@ -141,15 +141,15 @@ def plan(tmp_path, config, *flags, check=True):
     return done
 
 
-@pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4, "tensor": 1}])
-def test_recommended_meshes_replicate_nothing_against_their_will(tmp_path, mesh):
-    compiled = lowering.compile_step(job(nano(tmp_path, mesh, model={"dtype": "bfloat16", "remat": "full"}), rows=2))
-    assert compiled.involuntary == 0 and compiled.step.collectives()["all-gather"]["number"]
-    # No device makes the head's gradient, or anything else, for the rows of others.
-    alone = lowering.compile_step(job(nano(tmp_path, {"data": 8, "fsdp": 1, "tensor": 1}, model={
-        "dtype": "bfloat16", "remat": "full"}), rows=2))
-    per_row = [found.step.flops * 8 / rows for found, rows in ((compiled, 8), (alone, 16))]
-    assert per_row[0] == pytest.approx(per_row[1], rel=0.25)
+def test_recommended_meshes_replicate_nothing_against_their_will(tmp_path):
+    """Nor does a device compute for the rows of others: fsdp and fsdp x tensor do the same work per row."""
+    per_row = []
+    for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
+        planned = job(nano(tmp_path, mesh, model={"dtype": "bfloat16", "remat": "full"}), rows=2)
+        compiled = lowering.compile_step(planned)
+        assert compiled.involuntary == 0 and compiled.step.collectives()["all-gather"]["number"]
+        per_row.append(compiled.step.flops * 8 / planned.stage.rows.batch_size)
+    assert per_row[0] == pytest.approx(per_row[1], rel=0.05)
 
 
 def test_a_v5e_64_of_fake_devices_in_a_process_of_its_own(tmp_path):
