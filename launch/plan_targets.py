@@ -25,6 +25,8 @@ ROWS = ("--config.stages.tune.rows.length=2048 --config.stages.tune.rows.max_len
         "--config.stages.tune.rows.images=3")
 TARGETS = {
     "a100-80gb": "--target=a100-80gb:8 --rows 16",
+    "a100-80gb-selective": "--target=a100-80gb:8 --rows 16 --config.model.remat=selective",
+    "a100-80gb-dots": "--target=a100-80gb:8 --rows 8 --config.model.remat=dots",
     "a100-80gb-tensor": "--target=a100-80gb:8 --rows 16 --config.mesh.fsdp=4 --config.mesh.tensor=2",
     "a100-40gb": "--target=a100-40gb:8 --rows 8 --config.stages.tune.accumulate=2",
     "h100": "--target=h100:8 --rows 16",

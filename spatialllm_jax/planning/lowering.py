@@ -76,6 +76,7 @@ class Memory:
         output: new state and metrics; `alias` of them in the arguments' place.
         temporary: everything between.
         code: of the program.
+        told: the peak as the compiler says, where it is its business that the program fits (TPUs); else 0.
     """
 
     argument: int
@@ -83,11 +84,12 @@ class Memory:
     alias: int
     temporary: int
     code: int = 0
+    told: int = 0
 
     @property
     def peak(self) -> int:
-        """Arguments, results that are not in their place, temporaries and code."""
-        return self.argument + self.output - self.alias + self.temporary + self.code
+        """What the compiler says; else arguments, results that are not in their place, temporaries and code."""
+        return self.told or self.argument + self.output - self.alias + self.temporary + self.code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +202,8 @@ def compile_step(job: Job, on_program: Any = None) -> Compiled:
     if on_program is not None:
         on_program(text)
     memory = Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes,
-                    stats.temp_size_in_bytes, stats.generated_code_size_in_bytes)
+                    stats.temp_size_in_bytes, stats.generated_code_size_in_bytes,
+                    stats.peak_memory_in_bytes if platform == "tpu" else 0)
     module = hlo.parse(text)
     return Compiled(
         job.rows, memory, memory.peak, work.step_work(module, job.mesh.size, stage.rows.length), useful, module.size,
