@@ -116,7 +116,7 @@ class Engine:
 
     def _prepared(self, requests: Sequence[schedule.Request], new: int, stop: tuple[int, ...]) -> schedule.Board:
         """Lanes that these requests fit into: those of the last call, if they do."""
-        shape = schedule.fitting(requests, self.batch_size, new, self._board and self._board.shape)
+        shape = schedule.fitting(requests, self.batch_size, new, self._board.shape if self._board else None)
         if self._board is None or self._board.shape != shape:
             self._board = None      # its memory first
             slots = self.model.config.num_slots * self.model.config.connector.num_tokens

@@ -54,7 +54,7 @@ def read_mesh(text: str) -> Mesh:
     Raises:
         UserError: `text` does not read like that, or does not fit the devices.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     try:
         for part in text.split(","):
             axis, size = part.split("=")
