@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models.attention import Mask, attention
@@ -128,10 +129,10 @@ class LlamaAttention(nn.Module):
         query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
         # Split along the row, queries stay where they are and see all keys and values, which are gathered: with
         # grouped queries those are the smaller part, and the mask needs no ring.
-        q = rotate(project(query, "length"), *rope)
+        q = checkpoint_name(rotate(project(query, "length"), *rope), "query")
         keys = _first_of_group(_kernel_of(query), c) if match else None
-        k = rotate(project(linear("key", c.num_kv_heads, keys)), *rope)
-        v = project(value)
+        k = checkpoint_name(rotate(project(linear("key", c.num_kv_heads, keys)), *rope), "key")
+        v = checkpoint_name(project(value), "value")
         if cache is not None:
             if slots is None or layer is None:
                 raise ValueError("a cache needs slots, where the new keys and values go")
@@ -180,8 +181,8 @@ class LlamaMLP(nn.Module):
                           quantize=self.quantize, name=name)
 
         c = self.config
-        hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
-            x, deterministic)
+        gate = checkpoint_name(linear(c.mlp_dim, "gate")(x, deterministic), "mlp_gate")
+        hidden = jax.nn.silu(gate) * linear(c.mlp_dim, "up")(x, deterministic)
         hidden = constrain(hidden, ("batch", "length", "mlp"))
         return linear(c.width, "down", 0.5 / c.depth)(hidden, deterministic)
 
