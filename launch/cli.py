@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spatialllm_jax.errors import Interrupted, UserError
+from spatialllm_jax.parallel import xla_flags
 
 _DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only",
               errno.EACCES: "permission denied", errno.EDQUOT: "the disk quota is used up"}
@@ -22,6 +23,23 @@ def parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
+
+
+def machine_flags(parser: argparse.ArgumentParser, traced: str) -> None:
+    """Adds the flags of commands that run programs on accelerators; `prepare` acts on them.
+
+    Args:
+        traced: what `--profile` traces, and where it goes by default.
+    """
+    parser.add_argument("--compilation-cache", metavar="DIR",
+                        help="folder for compiled programs, or none (default: the user's cache; on CPUs none)")
+    parser.add_argument("--profile", nargs="?", const="", metavar="DIR",
+                        help=f"write a trace of {traced}; see docs/profiling.md")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Tells XLA what the platform needs; before anything imports JAX."""
+    xla_flags.apply(args.compilation_cache)
 
 
 def run(command: Callable[[list[str]], Mapping[str, Any]], json_flag: bool | None = None) -> None:

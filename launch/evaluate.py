@@ -9,14 +9,18 @@ again without any model, `--endpoint` asks a model behind HTTP instead of `--mod
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from launch import cli
 from spatialllm_jax.errors import UserError
+
+PROFILED = 8
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -35,14 +39,18 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--rescore", action="store_true", help="read the answers in --out again; no model, no pictures")
     parser.add_argument("--limit", type=int, default=0, help="only the first N questions (spatial_vqa: images); 0: all")
     parser.add_argument("--max-skipped", type=int, default=10, help="so many rows may be unfit or unanswered")
-    parser.add_argument("--batch-size", type=int, default=16, help="rows per program call")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions or rows at a time")
+    parser.add_argument("--mesh", default="", metavar="AXIS=N,...",
+                        help="spread the model over several devices, e.g. fsdp=8 or data=2,tensor=4 (default: one)")
     parser.add_argument("--row-length", type=int, default=512, help="tokens per row while scoring options")
     parser.add_argument("--max-new-tokens", type=int, help="longest generated answer (default: the "
                         "benchmark's, and at least 128 for endpoints)")
     parser.add_argument("--features", help="folder of stored features: pictures are encoded once, over all runs")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    cli.machine_flags(parser, f"{PROFILED} pictures, compiled before (default: profile in --out)")
     _endpoint_flags(parser)
     args = parser.parse_args(argv)
+    cli.prepare(args)
 
     from spatialllm_jax.evaluation import answering, benchmarks, predictions, runs
 
@@ -57,6 +65,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--data is missing: the files of {benchmark.title}")
     if bool(args.model) == bool(args.endpoint):
         raise UserError("give one of --model FOLDER and --endpoint URL")
+    if args.profile is not None and args.endpoint:
+        raise UserError("--profile traces this machine; leave it out with --endpoint")
     if args.endpoint_timeout <= 0:
         raise UserError(f"--endpoint-timeout {args.endpoint_timeout:g} must be positive, in seconds")
     if args.max_skipped < 0:
@@ -92,9 +102,24 @@ def main(argv: list[str]) -> dict[str, Any]:
     for name in runs.FILES if args.blind else ("scores",):
         plan = answering.Plan(mode, name == "blind", chunk, args.max_skipped, settings.get("max_new_tokens", 32),
                               args.row_length)
+        if args.profile is not None and name == "scores":
+            few = dataclasses.replace(source, limit=PROFILED)
+            _profile(args.profile or folder / "profile", functools.partial(
+                runs.run, benchmark, few, model, plan=plan))
         result[name] = runs.run(benchmark, source, model, folder / runs.FILES[name], plan, circular=args.circular,
                                 show_progress=not args.quiet)
     return _finish(args, folder, result)
+
+
+def _profile(folder: str | Path, answer: Callable[[Path], Any]) -> None:
+    """Answers a few questions twice, the second time under a trace."""
+    from spatialllm_jax.training.profiling import trace
+
+    with tempfile.TemporaryDirectory() as scratch:
+        answer(Path(scratch) / "compiled.jsonl")
+        with trace(folder):
+            answer(Path(scratch) / "traced.jsonl")
+    print(f"trace of the first {PROFILED} pictures: {folder}")
 
 
 def _endpoint_flags(parser: argparse.ArgumentParser) -> None:
@@ -147,8 +172,9 @@ def _check(benchmark: Any, source: Any, mode: str, args: argparse.Namespace) -> 
 
 def _engine(args: argparse.Namespace, benchmark: str) -> Any:
     from convert.engines import load_engine
+    from spatialllm_jax.parallel.mesh import read_mesh
 
-    engine = load_engine(args.model, batch_size=args.batch_size)
+    engine = load_engine(args.model, batch_size=args.batch_size, mesh=read_mesh(args.mesh) if args.mesh else None)
     if args.features:
         from spatialllm_jax.training.features import stored_features
         from spatialllm_jax.training.partition import flatten

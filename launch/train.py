@@ -40,6 +40,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--process-id", type=int, default=-1, help="... and which this is")
     parser.add_argument("--local-devices", type=int, default=0,
                         help="devices this process drives, where the cluster would give it one (SLURM, Open MPI)")
+    cli.machine_flags(parser, "three steps (default: WORKDIR/profile)")
     plain, overrides = configs.split_arguments(argv)
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
@@ -49,18 +50,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.cores:
         _pin(args.cores)
     logging.set_verbosity(logging.INFO if not args.quiet else logging.WARNING)
+    cli.prepare(args)
     # Imported late: bad flags must not wait for JAX.
     from convert.folders import open_weights
     from spatialllm_jax.parallel import hosts
     from spatialllm_jax.training.loop import Watch
     from spatialllm_jax.training.metrics import Trackers
+    from spatialllm_jax.training.profiling import StepTrace
     from spatialllm_jax.training.run import train_row
 
     hosts.start(args.coordinator, args.processes, args.process_id, args.distributed, args.local_devices)
     logging.info("%s", hosts.described())
     started = time.monotonic()
     summary = train_row(config.to_dict(), workdir, open_weights=open_weights,
-                        watch=Watch(not args.quiet, Trackers(args.tensorboard, args.wandb)))
+                        watch=Watch(not args.quiet, Trackers(args.tensorboard, args.wandb), profile=StepTrace(
+                            "" if args.profile is None else args.profile or str(workdir / "profile"))))
     summary["seconds"] = round(time.monotonic() - started, 1)
     if not hosts.is_first():
         return summary

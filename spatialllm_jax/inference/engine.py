@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,11 +21,12 @@ from tqdm import tqdm
 from spatialllm_jax.data import chat, images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.inference import decoding
+from spatialllm_jax.inference import lanes, schedule, scoring
 from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
+from spatialllm_jax.parallel.rules import param_shardings
 
 _IMAGE_BATCH = 16     # images per encoder call
 _REMEMBERED = 64      # images whose features are kept
@@ -43,8 +45,10 @@ class Engine:
     Attributes:
         model, params: the module and its nested parameters.
         tokenizer, settings: how text and pictures become arrays.
-        batch_size: rows per program call; the last call is padded, so one program serves all.
+        batch_size: questions answered, or rows scored, at a time; the last of them are padded, so that one program
+            serves all.
         features: optional stored features by image id, instead of running the encoders.
+        mesh: devices that `params` are spread over, or None for a single one.
     """
 
     model: SpatialLLM
@@ -53,12 +57,18 @@ class Engine:
     settings: ChatSettings
     batch_size: int = 16
     features: Features | None = None
+    mesh: jax.sharding.Mesh | None = None
     _recent: collections.OrderedDict[Picture, np.ndarray] = dataclasses.field(
         default_factory=collections.OrderedDict, repr=False)
+    _board: schedule.Board | None = dataclasses.field(default=None, repr=False)
 
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, show_progress: bool = False,
               ) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order."""
+        with self._devices():
+            return self._score(prompts, row_length, show_progress)
+
+    def _score(self, prompts: Sequence[Prompt], row_length: int, show_progress: bool) -> list[np.ndarray]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         scores = [np.zeros(len(prompt.options)) for prompt in prompts]
@@ -68,7 +78,7 @@ class Engine:
             padded = part + [part[-1]] * (self.batch_size - len(part))
             visual = self._visual([row.picture for row in padded])
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
-            values = np.asarray(decoding.option_scores(self.model, self.params, visual=visual, branches=branches,
+            values = np.asarray(scoring.option_scores(self.model, self.params, visual=visual, branches=branches,
                                                        **arrays))
             for row, value in zip(part, values, strict=False):
                 for branch, (prompt, option) in enumerate(row.owners):
@@ -78,32 +88,44 @@ class Engine:
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
                  seed: int = 0, show_progress: bool = False) -> list[str]:
         """The model's own words for every prompt, in order; captions end with their line."""
-        encoded = []
+        requests = []
         for prompt in prompts:
             layout = self._layout(prompt)
-            encoded.append(show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout)), layout))
-        # Similar lengths side by side, so that each batch runs in its own bucket.
-        order = sorted(range(len(prompts)), key=lambda index: encoded[index].length)
-        stop = chat.stop_ids(self.tokenizer, self.settings.template)
+            before, after = schedule.divided(
+                show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout)), layout))
+            requests.append(schedule.Request((prompt.picture, before.tokens.tobytes()), before, after, max_new_tokens,
+                                             temperature, prompt.number))
         answers = [""] * len(prompts)
-        starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="generating", unit="batch", disable=not show_progress):
-            part = order[start:start + self.batch_size]
-            padded = part + [part[-1]] * (self.batch_size - len(part))
-            width = bucket(max(encoded[index].length for index in padded))
-            tokens = np.zeros((len(padded), width), np.int32)
-            image_index = np.full((len(padded), width), -1, np.int32)
-            for row, index in enumerate(padded):
-                tokens[row, :encoded[index].length] = encoded[index].tokens
-                image_index[row, :encoded[index].length] = encoded[index].image_index
-            lengths = np.array([encoded[index].length for index in padded], np.int32)
-            out = np.asarray(decoding.generate(
-                self.model, self.params, tokens, lengths, image_index, self._visual([prompts[i] for i in padded]),
-                jax.random.key(seed), max_new_tokens=max_new_tokens, stop=stop, temperature=temperature))
-            for row, index in enumerate(part):
-                text = self.tokenizer.decode([t for t in out[row].tolist() if t >= 0 and t not in stop])
+        if not prompts:
+            return answers
+        stop = chat.stop_ids(self.tokenizer, self.settings.template)
+        with tqdm(total=len(prompts), desc="generating", unit="answer", disable=not show_progress) as bar:
+            def done(index: int, tokens: list[int]) -> None:
+                text = self.tokenizer.decode([token for token in tokens if token not in stop])
                 answers[index] = text if prompts[index].question else text.partition("\n")[0]
+                bar.update()
+
+            try:
+                with self._devices():
+                    self._prepared(requests, max_new_tokens, stop).answer(
+                        requests, lambda indices: self._visual([prompts[k] for k in indices]), done, seed)
+            except BaseException:
+                self._board = None      # lanes that were left are nobody's
+                raise
         return answers
+
+    def _prepared(self, requests: Sequence[schedule.Request], new: int, stop: tuple[int, ...]) -> schedule.Board:
+        """Lanes that these requests fit into: those of the last call, if they do."""
+        shape = schedule.fitting(requests, self.batch_size, new, self._board.shape if self._board else None)
+        if self._board is None or self._board.shape != shape:
+            self._board = None      # its memory first
+            slots = self.model.config.num_slots * self.model.config.connector.num_tokens
+            state = lanes.empty(self.model, shape, slots + (self.model.config.tiling is not None))
+            self._board = schedule.Board(self.model, self.params, shape, np.array(stop, np.int32), state)
+        return self._board
+
+    def _devices(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
         """Which visual tokens of its row a prompt's picture is read as, in order."""
@@ -186,9 +208,9 @@ def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
     return tokens
 
 
-def load_engine(folder: str | Path, *, batch_size: int = 16,
-                features: Features | None = None) -> Engine:
-    """An engine from a model folder written by training or conversion.
+def load_engine(folder: str | Path, *, batch_size: int = 16, features: Features | None = None,
+                mesh: jax.sharding.Mesh | None = None) -> Engine:
+    """An engine from a model folder written by training or conversion; on one device, or spread over a mesh.
 
     Raises:
         UserError: when the folder is not one of a whole model, or parts of it are missing.
@@ -200,17 +222,20 @@ def load_engine(folder: str | Path, *, batch_size: int = 16,
     except (OSError, json.JSONDecodeError, TypeError):
         raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
     return build_engine(store.open_weights(folder), settings, tokenizers.load(folder), batch_size=batch_size,
-                        features=features)
+                        features=features, mesh=mesh)
 
 
 def build_engine(weights: store.Weights, settings: ChatSettings, tokenizer: tokenizers.Tokenizer, *,
-                 batch_size: int = 16, features: Features | None = None) -> Engine:
+                 batch_size: int = 16, features: Features | None = None,
+                 mesh: jax.sharding.Mesh | None = None) -> Engine:
     """An engine from opened weights of a whole model.
 
     Raises:
         UserError: parameters are missing.
     """
     config: ModelConfig = weights.config
-    store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract_params(config), sep="/"))
-    params = traverse_util.unflatten_dict(weights.load(), sep="/")
-    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features)
+    abstract = abstract_params(config)
+    store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract, sep="/"))
+    shardings = None if mesh is None else traverse_util.flatten_dict(param_shardings(abstract, mesh), sep="/")
+    params = traverse_util.unflatten_dict(weights.load(shardings=shardings), sep="/")
+    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features, mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,6 +39,11 @@ class Prompt:
     def picture(self) -> Picture:
         """Equal for prompts that show the same pixels."""
         return ("", ()) if self.image is None else (self.image_id, self.marks)
+
+    @property
+    def number(self) -> int:
+        """What is drawn for this prompt comes from here, whatever else is asked with it."""
+        return zlib.crc32(f"{self.image_id}\0{self.question}".encode())
 
 
 @dataclasses.dataclass(frozen=True)

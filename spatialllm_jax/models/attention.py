@@ -8,11 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from spatialllm_jax.errors import UserError
 
 _FLOOR = -1e30
+OUT, LSE = "attention_out", "attention_lse"  # names for remat policies (`models.stack`)
 
 
 class Mask(NamedTuple):
@@ -170,4 +172,7 @@ def attention(
     Raises:
         UserError: the back end is not known.
     """
-    return BACKENDS[choose(implementation, platform(), q.shape[1])](q, k, v, mask)
+    chosen = choose(implementation, platform(), q.shape[1])
+    out = BACKENDS[chosen](q, k, v, mask)
+    # Kernels name it themselves, as their own backward pass takes it.
+    return out if chosen in _KERNELS else checkpoint_name(out, OUT)

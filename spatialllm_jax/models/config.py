@@ -267,7 +267,7 @@ class ModelConfig:
 
     Attributes:
         dtype: compute type of activations; parameters keep the type they come in.
-        remat: what the backward pass recomputes, a key of `models.stack.REMAT` ("none", "full", "dots").
+        remat: what the backward pass keeps and what it makes again; see `models.stack.policy`.
         attention: back end of every attention: "auto", by platform, or a key of `models.attention.BACKENDS`.
         vision_lora, llm_lora: low-rank updates on every vision encoder, on the language model.
         llm_quantize: how the kernels of the language model's layers are stored: "none", "int8" or "int4"

@@ -19,10 +19,8 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models import flash
+from spatialllm_jax.models.attention import LSE, OUT
 from spatialllm_jax.parallel.rules import MESH_AXES
-
-# What remat policies may keep of an attention (`models.stack`).
-OUT, LSE = "attention_out", "attention_lse"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models.attention import Mask, attention
@@ -31,11 +32,26 @@ class Cache:
         """S, the number of slots."""
         return self.k.shape[2]
 
+    def written(self, layer: Int[Array, ""], k: Float[Array, "B T K Dh"], v: Float[Array, "B T K Dh"],
+                slots: Int[Array, ""] | Int[Array, "B T"] | int) -> Cache:
+        """With a layer's new keys and values at the slots from `slots` on, or at those it lists (beyond S: nowhere)."""
+        def one(held: Array, new: Array) -> Array:
+            new = new.astype(held.dtype)
+            if jnp.ndim(slots) == 0:
+                return jax.lax.dynamic_update_slice(held, new[None], (layer, 0, slots, 0, 0))
+            return held.at[layer, jnp.arange(len(new))[:, None], slots].set(new, mode="drop")
+
+        return Cache(one(self.k, k), one(self.v, v))
+
+    def of(self, layer: Int[Array, ""]) -> tuple[Float[Array, "B S K Dh"], Float[Array, "B S K Dh"]]:
+        """A layer's keys and values."""
+        return self.k[layer], self.v[layer]
+
 
 def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
     """An empty cache of `length` slots for `batch` rows."""
     shape = (config.depth, batch, length, config.num_kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return Cache(*(constrain(jnp.zeros(shape, dtype), ("layers", "batch", None, "heads", None)) for _ in range(2)))
 
 
 def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, " half"]:
@@ -70,18 +86,19 @@ class LlamaLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], rope: tuple[Array, Array], mask: Mask, cache: Cache | None,
-        cache_start: Int[Array, ""] | int | None, deterministic: bool,
-    ) -> tuple[Float[Array, "B T D"], tuple[Cache | None, Array | None]]:
+        self, carry: tuple[Float[Array, "B T D"], Cache | None], layer: Int[Array, ""] | None,
+        rope: tuple[Array, Array], mask: Mask, slots: Array | int | None, deterministic: bool,
+    ) -> tuple[tuple[Float[Array, "B T D"], Cache | None], Array | None]:
         c = self.config
+        x, cache = carry
         y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm1")(x)
         y, cache = LlamaAttention(c, self.dtype, self.attention, self.lora, self.quantize, name="attention")(
-            y, rope, mask, cache, cache_start, deterministic)
+            y, rope, mask, cache, layer, slots, deterministic)
         x = x + y
         y = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype, name="norm2")(x)
         y = LlamaMLP(c, self.dtype, self.lora, self.quantize, name="mlp")(y, deterministic)
         x = constrain(x + y, ("batch", "length", None))
-        return x, (cache, x if self.collect else None)
+        return (x, cache), x if self.collect else None
 
 
 class LlamaAttention(nn.Module):
@@ -96,7 +113,7 @@ class LlamaAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], rope: tuple[Array, Array], mask: Mask, cache: Cache | None,
-        cache_start: Int[Array, ""] | int | None, deterministic: bool,
+        layer: Int[Array, ""] | None, slots: Array | int | None, deterministic: bool,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         c = self.config
 
@@ -112,17 +129,15 @@ class LlamaAttention(nn.Module):
         query, value = linear("query", c.num_heads), linear("value", c.num_kv_heads)
         # Split along the row, queries stay where they are and see all keys and values, which are gathered: with
         # grouped queries those are the smaller part, and the mask needs no ring.
-        q = rotate(project(query, "length"), *rope)
+        q = checkpoint_name(rotate(project(query, "length"), *rope), "query")
         keys = _first_of_group(_kernel_of(query), c) if match else None
-        k = rotate(project(linear("key", c.num_kv_heads, keys)), *rope)
-        v = project(value)
+        k = checkpoint_name(rotate(project(linear("key", c.num_kv_heads, keys)), *rope), "key")
+        v = checkpoint_name(project(value), "value")
         if cache is not None:
-            if cache_start is None:
-                raise ValueError("a cache needs cache_start, the slot of the first of the new keys")
-            at = (0, cache_start, 0, 0)
-            cache = Cache(jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at),
-                          jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at))
-            k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
+            if slots is None or layer is None:
+                raise ValueError("a cache needs slots, where the new keys and values go")
+            cache = cache.written(layer, k, v, slots)
+            k, v = (x.astype(self.dtype) for x in cache.of(layer))
         out = rearrange(attention(q, k, v, mask, self.attention), "b t h d -> b t (h d)")
         back = _transposed(_kernel_of(value), c) if match else None
         out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
@@ -166,8 +181,8 @@ class LlamaMLP(nn.Module):
                           quantize=self.quantize, name=name)
 
         c = self.config
-        hidden = jax.nn.silu(linear(c.mlp_dim, "gate")(x, deterministic)) * linear(c.mlp_dim, "up")(
-            x, deterministic)
+        gate = checkpoint_name(linear(c.mlp_dim, "gate")(x, deterministic), "mlp_gate")
+        hidden = jax.nn.silu(gate) * linear(c.mlp_dim, "up")(x, deterministic)
         hidden = constrain(hidden, ("batch", "length", "mlp"))
         return linear(c.width, "down", 0.5 / c.depth)(hidden, deterministic)
 
@@ -203,7 +218,7 @@ class Llama(nn.Module):
     @nn.compact
     def __call__(
         self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Mask,
-        cache: Cache | None = None, cache_start: Int[Array, ""] | int | None = None,
+        cache: Cache | None = None, slots: Int[Array, ""] | Int[Array, "B T"] | int | None = None,
         deterministic: bool = True, states: bool = False,
     ) -> tuple[Array, Cache | None]:
         """Runs the layers.
@@ -211,8 +226,8 @@ class Llama(nn.Module):
         Args:
             positions: rotary positions.
             mask: who sees whom; S is T without a cache, and the cache's length with one.
-            cache: the T new keys and values are written at slots cache_start .. cache_start + T, and
-                attention runs over all slots.
+            cache: attention runs over all of its slots, the T new keys and values written into them first.
+            slots: the first of T slots to write, or the slot of every token (S or more: it is not written).
             states: return every hidden state instead, `[L + 1, B, T, D]`: embeddings first, none normed.
 
         Returns:
@@ -220,11 +235,12 @@ class Llama(nn.Module):
         """
         c = self.config
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
-        layers = stacked(LlamaLayer, c.depth, (nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast),
+        layers = stacked(LlamaLayer, c.depth, (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
                          self.remat, static_argnums=(6,), unroll=self.unroll)
-        x, (cache, every) = layers(c, self.dtype, self.attention, self.lora, self.quantize, states, name="layers")(
-            embeddings.astype(self.dtype), (jnp.cos(angles), jnp.sin(angles)), mask, cache, cache_start,
-            deterministic)
+        # The cache is carried, not scanned over: each layer then writes its few slots in place.
+        (x, cache), every = layers(c, self.dtype, self.attention, self.lora, self.quantize, states, name="layers")(
+            (embeddings.astype(self.dtype), cache), None if cache is None else jnp.arange(c.depth),
+            (jnp.cos(angles), jnp.sin(angles)), mask, slots, deterministic)
         if states:
             return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
         return constrain(self.norm(x), ("batch", "length", None)), cache

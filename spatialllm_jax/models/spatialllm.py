@@ -100,8 +100,12 @@ class SpatialLLM(nn.Module):
         if image_mask is None or images.shape[1] == 1 or self.config.vision_lora is not None:
             return self.encode_images(rearrange(images, "b n h w c -> (b n) h w c"), deterministic)
         towers, variables = self.vision.unbind()
-        features = encode_present(lambda params, x: towers.apply({"params": params}, x), variables["params"], images,
-                                  image_mask)
+
+        def encode(params: Params, images: Array) -> Array:
+            features: Any = towers.apply({"params": params}, images)
+            return features
+
+        features = encode_present(encode, dict(variables["params"]), images, image_mask)
         return rearrange(features, "b n p c -> (b n) p c")
 
     def embed(
@@ -159,11 +163,11 @@ class SpatialLLM(nn.Module):
 
     def decode(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], mask: Mask, cache: Cache,
-        cache_start: Int[Array, ""] | int, visual: Float[Array, "B N_tokens D"] | None = None,
+        slots: Int[Array, ""] | Int[Array, "B T"] | int, visual: Float[Array, "B N_tokens D"] | None = None,
         image_index: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """T tokens through the cache, for prefill (with `visual`) and generation; see `Llama.__call__`."""
-        hidden, updated = self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, cache_start)
+        hidden, updated = self.llm(self.embed(tokens, visual, image_index), positions, mask, cache, slots)
         assert updated is not None
         return hidden, updated
 

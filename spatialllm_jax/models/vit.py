@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from spatialllm_jax.models.attention import Mask, attention
@@ -44,8 +45,8 @@ class SelfAttention(nn.Module):
         def linear(name: str, scale: float = 1.0) -> Linear:
             return Linear(x.shape[-1], dtype=self.dtype, lora=self.lora, init_scale=scale, name=name)
 
-        q, k, v = (rearrange(linear(name)(x, deterministic), "b t (h d) -> b t h d", h=self.num_heads)
-                   for name in ("query", "key", "value"))
+        q, k, v = (checkpoint_name(rearrange(linear(name)(x, deterministic), "b t (h d) -> b t h d", h=self.num_heads),
+                                   name) for name in ("query", "key", "value"))
         out = attention(q, k, v, mask, self.attention)
         return linear("out", self.init_scale)(rearrange(out, "b t h d -> b t (h d)"), deterministic)
 
@@ -65,9 +66,9 @@ class MLP(nn.Module):
         up = Linear(self.hidden, dtype=self.dtype, lora=self.lora, name="up")(x, deterministic)
         if self.swiglu:
             gate = Linear(self.hidden, dtype=self.dtype, lora=self.lora, name="gate")(x, deterministic)
-            hidden = jax.nn.silu(gate) * up
+            hidden = jax.nn.silu(checkpoint_name(gate, "mlp_gate")) * up
         else:
-            hidden = ACTIVATIONS[self.activation](up)
+            hidden = ACTIVATIONS[self.activation](checkpoint_name(up, "mlp_gate"))
         return Linear(x.shape[-1], dtype=self.dtype, lora=self.lora, init_scale=self.init_scale,
                       name="down")(hidden, deterministic)
 

@@ -20,7 +20,7 @@ from spatialllm_jax.models.flops import StepFlops
 from spatialllm_jax.parallel import hosts
 from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
-from spatialllm_jax.training import optimizer
+from spatialllm_jax.training import optimizer, profiling
 from spatialllm_jax.training.checkpoints import Checkpoints, check_room
 from spatialllm_jax.training.config import StageConfig
 from spatialllm_jax.training.step import TrainState
@@ -65,11 +65,13 @@ class Watch:
         progress: show a bar (on the first process only).
         trackers: where numbers go beside `metrics.jsonl`.
         run: name for trackers.
+        profile: which steps are traced; those of the first stage that is trained.
     """
 
     progress: bool = True
     trackers: metrics_lib.Trackers = dataclasses.field(default_factory=metrics_lib.Trackers)
     run: str = ""
+    profile: profiling.StepTrace = dataclasses.field(default_factory=profiling.StepTrace)
 
 
 def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
@@ -107,10 +109,13 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
             while step < stage.steps:
                 if len(pending) > 1:    # one step runs, one is queued: further ahead, the wait would be hidden
                     jax.block_until_ready(pending[-2]["loss"])
-                began = time.monotonic()
-                arrays = next(stream)
-                waited += time.monotonic() - began
-                state, values = step_fn(state, to_device(arrays, mesh))
+                with watch.profile.step(step + 1):
+                    began = time.monotonic()
+                    with jax.profiler.TraceAnnotation("next batch"):
+                        arrays = next(stream)
+                    waited += time.monotonic() - began
+                    state, values = step_fn(state, to_device(arrays, mesh))
+                watch.profile.done(values)
                 pending.append(values)
                 rows.append(arrays.get(pipeline.NAMES, np.array([])))
                 step += 1
@@ -139,6 +144,7 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
         best = checkpoints.best if stage.keep_best else None
         return state, checkpoints.restore(best, state) if best is not None else None
     finally:
+        watch.profile.close()
         checkpoints.close()
         log.close()
         if hasattr(stream, "close"):

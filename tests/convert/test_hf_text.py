@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,7 +16,7 @@ from convert import hf_text, to_hf  # noqa: E402
 from spatialllm_jax.data import chat, images  # noqa: E402
 from spatialllm_jax.data import tokenizer as tokenizers  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
-from spatialllm_jax.inference import decoding  # noqa: E402
+from spatialllm_jax.inference import schedule  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
@@ -53,8 +52,8 @@ def greedy(engine, picture, question, count):
     encoded = open_prompt(engine.tokenizer, engine.settings, question, engine.model.config.connector.num_tokens)
     visual = engine._visual([Prompt("one", buffer.getvalue(), question)])
     stop = chat.stop_ids(engine.tokenizer, engine.settings.template)
-    out = decoding.generate(engine.model, engine.params, encoded.tokens[None], np.array([encoded.length], np.int32),
-                            encoded.image_index[None], visual, jax.random.key(0), max_new_tokens=count, stop=stop)
+    out = schedule.generate(engine.model, engine.params, encoded.tokens[None], np.array([encoded.length], np.int32),
+                            encoded.image_index[None], visual, max_new_tokens=count, stop=stop)
     return encoded, [token for token in np.asarray(out)[0].tolist() if token >= 0]
 
 

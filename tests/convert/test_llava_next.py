@@ -24,8 +24,8 @@ from convert.verify import verify  # noqa: E402
 from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
-from spatialllm_jax.inference import decoding  # noqa: E402
 from spatialllm_jax.inference import engine as inference  # noqa: E402
+from spatialllm_jax.inference import scoring  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt, show  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402
@@ -227,9 +227,9 @@ def test_scores_do_not_depend_on_company(folder):
     engine = load_engine(folder, batch_size=2)
     prompts = [Prompt(f"{size}", png(picture(*size)), "Which is closer?", ("cat", "dog")) for size in SIZES[:5]]
     prompts.append(Prompt("", None, "Which is closer?", ("cat", "dog")))
-    programs = [program._cache_size() for program in (inference._encode, inference._connect, decoding.option_scores)]
+    programs = [program._cache_size() for program in (inference._encode, inference._connect, scoring.option_scores)]
     together = engine.score(prompts, row_length=256)
-    again = [program._cache_size() for program in (inference._encode, inference._connect, decoding.option_scores)]
+    again = [program._cache_size() for program in (inference._encode, inference._connect, scoring.option_scores)]
     assert all(after <= before + 1 for before, after in zip(programs, again, strict=True)), "one program for all shapes"
     assert len({round(float(scores[0]), 4) for scores in together}) == len(prompts)
     single = load_engine(folder, batch_size=1)

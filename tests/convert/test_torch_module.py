@@ -15,7 +15,7 @@ from convert import from_hf, to_hf  # noqa: E402
 from convert.engine import family_of  # noqa: E402
 from convert.folders import load  # noqa: E402
 from spatialllm_jax.data import images  # noqa: E402
-from spatialllm_jax.inference import decoding  # noqa: E402
+from spatialllm_jax.inference import schedule  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
 from spatialllm_jax.models.config import LoRAConfig, VisionConfig  # noqa: E402
 from spatialllm_jax.models.presets import preset  # noqa: E402
@@ -114,7 +114,7 @@ def test_logits_and_greedy_tokens(name, tmp_path):
     assert expected.std() > 0.1
     np.testing.assert_allclose(got.numpy(), expected, atol=TOLERANCE, rtol=TOLERANCE)
     lengths = np.full(len(tokens), tokens.shape[1], np.int32)
-    greedy = decoding.generate(SpatialLLM(config), params, tokens, lengths, index, visual, jax.random.key(0),
+    greedy = schedule.generate(SpatialLLM(config), params, tokens, lengths, index, visual,
                                max_new_tokens=8, stop=())
     np.testing.assert_array_equal(written[:, ids.shape[1]:].numpy(), np.asarray(greedy))
 

@@ -1,0 +1,229 @@
+"""Generation in lanes: pictures in rows, questions on them in lanes, one cache for all, refilled while it runs.
+
+A row of the cache holds what stands before every question on a picture (system text and visual tokens), computed once,
+and behind it a piece for each of its lanes: a question and its answer so far. Lanes are branches (`models.attention`):
+they see their row's picture and themselves. One decoding step moves all lanes of all rows on by a token, and reads a
+picture's keys once for all questions on it. Three programs do it all: `begin` a picture, `ask` a question, `advance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spatialllm_jax.models.attention import Mask
+from spatialllm_jax.models.llama import Cache, init_cache
+from spatialllm_jax.models.spatialllm import SpatialLLM
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The static sizes of a set of lanes; each is one program.
+
+    Attributes:
+        rows: pictures at a time.
+        lanes: questions at a time on each.
+        prefix: tokens before a question, at most: system text and picture.
+        question, new: tokens of a question and of an answer, at most.
+    """
+
+    rows: int
+    lanes: int
+    prefix: int
+    question: int
+    new: int
+
+    @property
+    def piece(self) -> int:
+        """Slots of a lane."""
+        return self.question + self.new
+
+    @property
+    def slots(self) -> int:
+        """Slots of a row."""
+        return self.prefix + self.lanes * self.piece
+
+
+@flax.struct.dataclass
+class State:
+    """R rows of K lanes; S slots as `Shape` lays them out.
+
+    Attributes:
+        cache: keys and values.
+        owner: whose a slot is: 0 nobody's, 1 the picture's, k + 2 lane k's.
+        prefix: tokens before the questions.
+        visual: the picture's visual tokens.
+        token, position, slot: the lane's newest token, its rotary position, and where its keys will go.
+        left: tokens that may still follow it.
+        active: whether the lane still answers.
+        out, made: the answer so far, -1 behind it, and its length.
+        key: random key data of the lane's request.
+        temperature: 0 takes the likeliest token.
+    """
+
+    cache: Cache
+    owner: Int[Array, "R S"]
+    prefix: Int[Array, R]
+    visual: Float[Array, "R V D"]
+    token: Int[Array, "R K"]
+    position: Int[Array, "R K"]
+    slot: Int[Array, "R K"]
+    left: Int[Array, "R K"]
+    active: Bool[Array, "R K"]
+    out: Int[Array, "R K N"]
+    made: Int[Array, "R K"]
+    key: Array
+    temperature: Float[Array, "R K"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shape", "num_visual"))
+def empty(model: SpatialLLM, shape: Shape, num_visual: int) -> State:
+    """Lanes without a picture or a question."""
+    c, lanes = model.config, (shape.rows, shape.lanes)
+    dtype = jnp.dtype(c.dtype)
+
+    def zeros(*size: int, dtype: Any = jnp.int32) -> Array:
+        return jnp.zeros(size, dtype)
+
+    return State(
+        cache=init_cache(c.llm, shape.rows, shape.slots, dtype), owner=zeros(shape.rows, shape.slots),
+        prefix=zeros(shape.rows), visual=zeros(shape.rows, num_visual, c.llm.width, dtype=dtype),
+        token=zeros(*lanes), position=zeros(*lanes), slot=zeros(*lanes), left=zeros(*lanes),
+        active=zeros(*lanes, dtype=bool), out=zeros(*lanes, shape.new) - 1, made=zeros(*lanes),
+        key=zeros(*lanes, *jax.random.key_data(jax.random.key(0)).shape, dtype=jnp.uint32),
+        temperature=zeros(*lanes, dtype=jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="state")
+def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G],
+          tokens: Int[Array, "G P"], lengths: Int[Array, G], image_index: Int[Array, "G P"],
+          visual: Float[Array, "G V D"]) -> State:
+    """Puts G pictures into rows whose lanes are all free.
+
+    Args:
+        rows: of each picture; `shape.rows` for one that is none.
+        tokens, lengths: what stands before the questions, padded to `shape.prefix`.
+        image_index, visual: see `SpatialLLM.embed`.
+    """
+    count, slot = len(rows), jnp.arange(shape.prefix)
+    index = jnp.broadcast_to(slot, (count, shape.prefix))
+    valid = (index < lengths[:, None]).astype(jnp.int32)
+    mask = Mask(valid, valid, 0 * index, 0 * index, index, index)
+    cache = init_cache(model.config.llm, count, shape.prefix, state.cache.k.dtype)
+    prefilled: Any = model.apply({"params": params}, tokens, index, mask, cache, 0, visual, image_index,
+                                 method="decode")
+    owner = jnp.pad(valid, [(0, 0), (0, shape.slots - shape.prefix)])
+
+    def held(ours: Array, new: Array) -> Array:
+        return ours.at[:, rows, :shape.prefix].set(new, mode="drop")
+
+    return dataclasses.replace(
+        state, cache=jax.tree.map(held, state.cache, prefilled[1]), owner=state.owner.at[rows].set(owner, mode="drop"),
+        prefix=state.prefix.at[rows].set(lengths, mode="drop"),
+        visual=state.visual.at[rows].set(visual.astype(state.visual.dtype), mode="drop"))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
+def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], lanes: Int[Array, G],
+        tokens: Int[Array, "G Q"], lengths: Int[Array, G], image_index: Int[Array, "G Q"], limits: Int[Array, G],
+        key: Array, temperature: Float[Array, G], stops: Int[Array, "*"], *, sampled: bool) -> State:
+    """Puts G questions into free lanes and picks the first token of each answer.
+
+    Args:
+        rows, lanes: of each question; rows are `shape.rows` for one that is none.
+        tokens, lengths: the prompt behind its picture, padded to `shape.question`; at least one token.
+        image_index: of visual tokens among them (a caption's prompt ends in one).
+        limits: tokens of the answer, from 1 to `shape.new`.
+        key: random key data, one per question.
+        sampled: whether any temperature is not 0.
+    """
+    at = jnp.arange(shape.question)
+    valid = (at < lengths[:, None]).astype(jnp.int32)
+    # The row's picture, side by side with the questions: a cache as if each were alone.
+    cache = jax.tree.map(
+        lambda x: jnp.concatenate([x[:, rows, :shape.prefix], jnp.zeros(
+            (len(x), len(rows), shape.question, *x.shape[3:]), x.dtype)], axis=2), state.cache)
+    seen = jnp.concatenate([state.owner[rows, :shape.prefix], valid], axis=1)
+    slot = jnp.broadcast_to(jnp.arange(shape.prefix + shape.question), seen.shape)
+    mask = Mask(valid, seen, 0 * valid, 0 * seen, slot[:, shape.prefix:], slot)
+    positions = state.prefix[rows][:, None] + at
+    prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, state.visual[rows],
+                                 image_index, method="decode")
+    hidden, cache = prefilled
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    token = _pick(model, params, last, key, jnp.zeros_like(lengths), temperature, sampled)
+
+    start = shape.prefix + lanes * shape.piece
+    places = start[:, None] + jnp.arange(shape.piece)
+    owner = jnp.where(jnp.arange(shape.piece) < lengths[:, None], lanes[:, None] + 2, 0)
+    answer = jnp.full((len(rows), shape.new), -1, jnp.int32).at[:, 0].set(token)
+
+    def put(ours: Array, new: Array) -> Array:
+        return ours.at[rows, lanes].set(new, mode="drop")
+
+    def held(ours: Array, new: Array) -> Array:
+        return ours.at[:, rows[:, None], places[:, :shape.question]].set(new[:, :, shape.prefix:], mode="drop")
+
+    return dataclasses.replace(
+        state, cache=jax.tree.map(held, state.cache, cache),
+        owner=state.owner.at[rows[:, None], places].set(owner, mode="drop"), token=put(state.token, token),
+        position=put(state.position, state.prefix[rows] + lengths), slot=put(state.slot, start + lengths),
+        left=put(state.left, limits - 1), active=put(state.active, ~jnp.isin(token, stops) & (limits > 1)),
+        out=put(state.out, answer), made=put(state.made, jnp.ones_like(lengths)), key=put(state.key, key),
+        temperature=put(state.temperature, temperature))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
+def advance(model: SpatialLLM, params: Any, shape: Shape, state: State, stops: Int[Array, "*"],
+            enough: Int[Array, ""], steps: Int[Array, ""], *, sampled: bool) -> State:
+    """Goes on with all active lanes until at least `enough` lanes are free, or for `steps` tokens."""
+    lane = jnp.broadcast_to(jnp.arange(shape.lanes), (shape.rows, shape.lanes))
+    slot = jnp.broadcast_to(jnp.arange(shape.slots), (shape.rows, shape.slots))
+    row = jnp.arange(shape.rows)[:, None]
+
+    def unfinished(carry: tuple[Array, State]) -> Array:
+        step, now = carry
+        return (step < steps) & now.active.any() & ((~now.active).sum() < enough)
+
+    def one(carry: tuple[Array, State]) -> tuple[Array, State]:
+        step, now = carry
+        place = jnp.where(now.active, now.slot, shape.slots)
+        owner = now.owner.at[row, place].set(lane + 2, mode="drop")
+        mask = Mask(jnp.ones_like(lane), (owner > 0).astype(jnp.int32), lane + 1, jnp.maximum(owner - 1, 0), now.slot,
+                    slot)
+        decoded: Any = model.apply({"params": params}, now.token, now.position, mask, now.cache, place,
+                                   method="decode")
+        hidden, cache = decoded
+        token = _pick(model, params, hidden, now.key, now.made, now.temperature, sampled)
+        token = jnp.where(now.active, token, now.token)
+        out = now.out.at[row, lane, jnp.where(now.active, now.made, shape.new)].set(token, mode="drop")
+        moved = now.active.astype(jnp.int32)
+        left = now.left - moved
+        return step + 1, dataclasses.replace(
+            now, cache=cache, owner=owner, token=token, position=now.position + moved, slot=now.slot + moved, left=left,
+            active=now.active & ~jnp.isin(token, stops) & (left > 0), out=out, made=now.made + moved)
+
+    return jax.lax.while_loop(unfinished, one, (jnp.int32(0), state))[1]
+
+
+def _pick(model: SpatialLLM, params: Any, hidden: Float[Array, "*lanes D"], key: Array, made: Int[Array, "*lanes"],
+          temperature: Float[Array, "*lanes"], sampled: bool) -> Int[Array, "*lanes"]:
+    """The next token of every lane; drawn by its request's key and its own place in the answer, whoever else runs."""
+    logits: Any = model.apply({"params": params}, hidden, method="logits")
+    likeliest = logits.argmax(-1).astype(jnp.int32)
+    if not sampled:
+        return likeliest
+
+    def draw(key: Array, made: Array, logits: Array, temperature: Array) -> Array:
+        own = jax.random.fold_in(jax.random.wrap_key_data(key), made)
+        return jax.random.categorical(own, logits / jnp.maximum(temperature, 1e-6)).astype(jnp.int32)
+
+    for _ in range(made.ndim):
+        draw = jax.vmap(draw)
+    return jnp.where(temperature > 0, draw(key, made, logits, temperature), likeliest)

@@ -1,0 +1,49 @@
+"""Options scored by their likelihood, all those of a picture in one forward pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spatialllm_jax.models.attention import self_mask
+from spatialllm_jax.models.spatialllm import SpatialLLM
+
+
+@functools.partial(jax.jit, static_argnames=("model", "branches", "chunk"))
+def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
+                  segment_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"],
+                  image_index: Int[Array, "B T"], targets: Int[Array, "B T"],
+                  loss_weights: Float[Array, "B T"], visual: Float[Array, "B V D"], *, branches: int,
+                  chunk: int = 64) -> Float[Array, "B branches"]:
+    """Log-likelihood of each branch's answer, its end mark included: entry k belongs to branch k + 1.
+
+    One forward pass scores every option of every question on a picture; branches cannot see each other, so
+    the scores are those of separate rows.
+    """
+    hidden: Any = model.apply({"params": params}, tokens, positions, segment_ids, branch_ids, image_index, visual,
+                         method=_read)
+    pad = -tokens.shape[1] % chunk
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    def one(carry: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+        h, target, weight, branch = part
+        logits: Any = model.apply({"params": params}, h, method="logits")
+        logp = jax.nn.log_softmax(logits, axis=-1)
+        values = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0] * weight
+        return carry + jnp.einsum("bt,btk->bk", values, jax.nn.one_hot(branch - 1, branches)), None
+
+    parts = tuple(chunks(x) for x in (hidden, targets, loss_weights, branch_ids))
+    return jax.lax.scan(one, jnp.zeros((tokens.shape[0], branches)), parts)[0]
+
+
+def _read(module: SpatialLLM, tokens: Array, positions: Array, segment_ids: Array, branch_ids: Array,
+          image_index: Array, visual: Array) -> Array:
+    embeddings = module.embed(tokens, visual, image_index)
+    return module.llm(embeddings, positions, self_mask(segment_ids, branch_ids))[0]
