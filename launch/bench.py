@@ -19,6 +19,7 @@ BENCHMARKS = {
     "input": "launch.bench_input",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",
+    "train": "launch.bench_train",
 }
 
 
