@@ -85,7 +85,7 @@ def write_model(size: Size, folder: Path, seed: int, noise: float = 0.0) -> int:
     text = transformers.LlamaConfig(
         vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=7 * size.width // 2,
         num_hidden_layers=size.layers, num_attention_heads=heads, num_key_value_heads=heads // 4,
-        max_position_embeddings=size.length, rope_theta=500000.0)
+        max_position_embeddings=size.length, rope_theta=500000.0)       # type: ignore[call-arg]
     torch.manual_seed(seed)
     model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=image_token(size),

@@ -66,7 +66,7 @@ def peer(folder: Path) -> tuple[Step, dict[str, str]]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = transformers.LlavaForConditionalGeneration.from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32)
-    model.config.use_cache = model.config.text_config.use_cache = False
+    model.config.use_cache = model.config.text_config.use_cache = False     # type: ignore[union-attr]
     model.train()
     model.model.vision_tower.requires_grad_(False)     # no input needs a gradient: autograd records nothing of it
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE,
