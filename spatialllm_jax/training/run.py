@@ -192,7 +192,10 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
         if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
                             patches=patches, share=share_of_rows(mesh))
+    left = sum(leaf.size * leaf.dtype.itemsize for path, leaf in parts.abstract.items()
+               if stage.keep_lora or "lora_" not in path)
     last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
+                           models=left * (2 if stage.keep_best else 1),
                            flops=stage_flops(stage, parts.config, state.trainable) if stage.objective == "next_token"
                            and isinstance(parts.config, ModelConfig) else None)
     save = functools.partial(_save, stage=stage, parts=parts, tokenizer=tokenizer, exact=functools.partial(
