@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from launch import bench_decode  # noqa: E402
-from spatialllm_jax.errors import UserError  # noqa: E402
+from launch import bench_decode
+from spatialllm_jax.errors import UserError
 
 SMALL = ["--layers", "1", "--width", "256", "--vocabulary", "256", "--grid", "2", "--batch", "3", "--new", "4",
          "--pictures", "2", "--questions", "1", "--answer", "2", "--repeats", "1", "--cores", "1"]
