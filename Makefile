@@ -14,7 +14,7 @@ JOBS ?= 2
 # torch is only an oracle for tests; `make test EXTRAS=test` leaves it (and the parity tests) out.
 EXTRAS ?= test,torch
 
-.PHONY: help quickstart roadmap test test-slow lint real setup-quickstart setup-test clean
+.PHONY: help quickstart roadmap test test-slow lint real plan plan-all setup-quickstart setup-test setup-plan clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -57,5 +57,15 @@ real: setup-quickstart ## real weights and real photographs; see docs/real.md
 	$(RUN) -m launch.fetch_assets --only smollm2,dinov2,meshes --out assets
 	$(RUN) -m launch.real --assets assets
 
+# Compilers of other machines in an environment of their own: elsewhere JAX would look for those machines at every start.
+plan: ## stage 2 compiled for GPUs and TPUs that are not here (docs/plan.md); half an hour
+	@$(MAKE) --no-print-directory VENV=$(VENV)-plan plan-all
+
+plan-all: setup-plan
+	$(RUN) -m launch.plan_targets --out runs/plan
+
+setup-plan:
+	$(call environment,plan-tpu$(comma)plan-gpu)
+
 clean: ## removes the environment and runs/
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-plan runs

@@ -107,8 +107,8 @@ def _full(row: str) -> ConfigDict:
     config.stages.align = {
         "objective": "next_token", "trainable": "connector", "steps": 0,
         "rows": {**PACKED, "samples": 256, "resize": "square"},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03},
-        "template": template, **FROZEN,
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.03, "moment_dtype": "float32"},
+        "accumulate": 1, "template": template, **FROZEN,
         # Captions use LLaVA's `plain` form; probing questions keep their question (docs/design.md).
         "sources": {"cc558k": _llava("data/cc558k/blip_laion_cc_sbu_558k.json", 558_128, "plain")}}
     if align:
@@ -116,8 +116,8 @@ def _full(row: str) -> ConfigDict:
     config.stages.tune = {
         "objective": "next_token", "trainable": "connector|llm", "steps": 0,
         "rows": {**PACKED, "samples": 128, "resize": "pad"},
-        "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03},
-        "template": template, **FROZEN,
+        "optimizer": {"learning_rate": 2e-5, "schedule": "cosine", "warmup": 0.03, "moment_dtype": "float32"},
+        "accumulate": 1, "template": template, **FROZEN,
         "sources": {"mix665k": _llava("data/mix665k/llava_v1_5_mix665k.json", 665_298, "dialogue")}}
     if tune:
         config.stages.tune.sources[tune] = _extra(tune)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import tokenizers as backends
 
 from convert import hub
@@ -16,10 +17,12 @@ from spatialllm_jax.inference import engine
 from spatialllm_jax.models.config import ModelConfig
 
 
-def load_engine(folder: str | Path, *, batch_size: int = 16, template: str | None = None) -> engine.Engine:
+def load_engine(folder: str | Path, *, batch_size: int = 16, template: str | None = None,
+                mesh: jax.sharding.Mesh | None = None) -> engine.Engine:
     """An engine, its weights read where they are.
 
     Args:
+        mesh: devices to spread it over; None for one.
         template: chat template of a transformers folder, where its vocabulary does not tell.
 
     Raises:
@@ -28,7 +31,7 @@ def load_engine(folder: str | Path, *, batch_size: int = 16, template: str | Non
     folder = hub.local(folder)
     config = folder / "config.json"
     if not config.is_file() or "model_type" not in read_json(config):
-        return engine.load_engine(folder, batch_size=batch_size)
+        return engine.load_engine(folder, batch_size=batch_size, mesh=mesh)
     weights = open_weights(folder)
     if not isinstance(weights.config, ModelConfig):
         raise UserError(f"{folder} holds a {type(weights.config).__name__}, not a whole model; give a LLaVA's folder")
@@ -37,4 +40,4 @@ def load_engine(folder: str | Path, *, batch_size: int = 16, template: str | Non
         raise UserError(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); fetch it beside the weights")
     tokenizer = Tokenizer(backends.Tokenizer.from_buffer(files[FILE]))
     return engine.build_engine(weights, chat_settings(folder, weights.config, tokenizer, template), tokenizer,
-                               batch_size=batch_size)
+                               batch_size=batch_size, mesh=mesh)

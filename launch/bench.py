@@ -16,9 +16,11 @@ from spatialllm_jax.errors import UserError
 BENCHMARKS = {
     "checkpoint": "launch.bench_checkpoint",
     "convert": "launch.bench_convert",
+    "decode": "launch.bench_decode",
     "input": "launch.bench_input",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",
+    "train": "launch.bench_train",
 }
 
 

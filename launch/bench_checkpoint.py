@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cli
+from launch import bench_report, cli
 from spatialllm_jax.errors import UserError
 
 
@@ -55,10 +55,11 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
             keeper.wait()
             whole.append(time.perf_counter() - began)
         keeper.close()
-    blocking, total = statistics.median(blocked[1:]), statistics.median(whole[1:])  # the first one warms up
-    result = {"megabytes": round(saved_bytes(state) / 2**20), "seconds": round(total, 3),
-              "blocked_seconds": round(blocking, 3), "blocked_share": round(blocking / total, 4),
+    del blocked[0], whole[0]    # the first one warms up
+    blocking, total = statistics.median(blocked), statistics.median(whole)
+    result = {"megabytes": round(saved_bytes(state) / 2**20), "repeats": args.repeats,
+              **bench_report.median("seconds", whole), **bench_report.median("blocked_seconds", blocked),
+              "blocked_share": round(blocking / total, 4),
               "megabytes_per_second": round(saved_bytes(state) / 2**20 / total)}
-    for name, value in result.items():
-        print(f"{name:26s}{value:>12}")
-    return result
+    bench_report.table(result)
+    return bench_report.finish(result, "orbax-checkpoint")

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convert.engine import plan_of, rules_of
-from launch import cli
+from launch import bench_report, cli
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import LlamaConfig
 from spatialllm_jax.models.presets import LLAMA3_8B, SMOLLM2_135M
@@ -52,9 +52,8 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     result = {"gigabytes": round(size / 1e9, 2), "ours_gb_per_s": round(size / ours / 1e9, 3),
               "cp_gb_per_s": round(size / copying / 1e9, 3), "ratio": round(copying / ours, 3),
               "peak_gib": round(peak / 2**30, 2)}
-    for name, value in result.items():
-        print(f"{name:16s}{value:>10}")
-    return result
+    bench_report.table(result)
+    return bench_report.finish(result, "ml_dtypes")
 
 
 def write_checkpoint(config: LlamaConfig, folder: Path) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -18,7 +16,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from launch import cli
+from launch import bench_report, cli
 from spatialllm_jax.data import images, lengths, pipeline
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
@@ -47,16 +45,21 @@ def bench(args: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--images must be at least {2 * _BATCH}; --workers, --repeats and --samples at least 1")
     result = {"images": flags.images, "workers": flags.workers, "repeats": flags.repeats,
               **_speed(flags), **_density(flags.samples, flags.seed)}
-    print(f"{result['ours']} images per second and core, PyTorch's {result['peer']}: {result['ratio']} times as many")
+    print(f"{result['ours']} images per second and core {_between(result['ours_spread'])}, PyTorch's {result['peer']} "
+          f"{_between(result['peer_spread'])}: {result['ratio']} times as many")
     print(f"positions used on lengths like Mix665K's: packed in rows of 4096 {result['packed_4096']:.1%} "
           f"(Grain's first fit {result['first_fit_4096']:.1%}), of 2048 {result['packed_2048']:.1%}; padded as LLaVA "
           f"does {result['padded']:.1%}, grouped by length {result['padded_grouped']:.1%}")
-    return result
+    return bench_report.finish(result, "torch", "transformers", "pillow", "simplejpeg", "grain")
+
+
+def _between(spread: Sequence[float]) -> str:
+    return f"({spread[0]} to {spread[1]})"
 
 
 def _speed(flags: Any) -> dict[str, float]:
     peer_type = _peer()
-    with tempfile.TemporaryDirectory() as folder, _on_cores(flags.workers):
+    with tempfile.TemporaryDirectory() as folder, bench_report.on_cores(flags.workers, "--workers"):
         _write_pictures(Path(folder), flags.images, flags.seed)
         ours = _ours(Path(folder), flags)
         peer = peer_type(Path(folder), flags)
@@ -66,7 +69,8 @@ def _speed(flags: Any) -> dict[str, float]:
             ours_rates.append(_rate(ours, flags))
             peer_rates.append(_rate(peer, flags))
     first, second = statistics.median(ours_rates), statistics.median(peer_rates)
-    return {"ours": round(first, 1), "peer": round(second, 1), "ratio": round(first / second, 2)}
+    return {**bench_report.median("ours", ours_rates, 1), **bench_report.median("peer", peer_rates, 1),
+            "ratio": round(first / second, 2)}
 
 
 def _rate(batches: Callable[[], Iterator[Any]], flags: Any) -> float:
@@ -118,22 +122,6 @@ def _peer() -> Callable[[Path, Any], Callable[[], Iterator[Any]]]:
         return lambda: iter(loader)
 
     return peer
-
-
-@contextlib.contextmanager
-def _on_cores(count: int) -> Iterator[None]:
-    """Keeps this process and its children on `count` cores, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    if count > len(before):
-        raise UserError(f"--workers {count} is more than the {len(before)} cores of this machine")
-    os.sched_setaffinity(0, sorted(before)[:count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _write_pictures(folder: Path, count: int, seed: int) -> None:

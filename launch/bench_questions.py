@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from launch import cli, generate
+from launch import bench_report, cli, generate
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import decode_record, encode_record
 from spatialllm_jax.errors import UserError
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--scenes", type=int, default=500, help="scenes to ask about")
     result.add_argument("--objects", type=int, default=5, help="objects per scene, at most 8")
     result.add_argument("--per-type", type=int, default=3, help="questions per type and image")
-    result.add_argument("--repeats", type=int, default=3, help="rounds; the fastest counts")
+    result.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
     result.add_argument("--turns", type=int, default=0,
                         help="also write 3DI-Ft with this many turns, from a scene file, and measure time and memory")
     result.add_argument("--workers", type=int, default=2, help="processes, with --turns")
@@ -51,9 +51,8 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     if args.turns < 0 or min(args.scenes, args.per_type, args.repeats, args.workers) < 1 or not 2 <= args.objects <= 8:
         raise UserError("--turns must not be negative, --objects 2 to 8, and the other numbers at least 1")
     result = {"turns": args.turns, **_whole(args)} if args.turns else _parts(args)
-    for name, value in result.items():
-        print(f"{name:26s}{value:>12}")
-    return result
+    bench_report.table(result)
+    return bench_report.finish(result)
 
 
 def _parts(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,13 +64,13 @@ def _parts(args: argparse.Namespace) -> dict[str, Any]:
     mixed = QuestionConfig("mix", kinds, forms=dict.fromkeys(FORMS, 1.0), region_labels="conversation")
     for name, config in (("questions_per_second", spatial), ("with_probing_per_second", everything),
                          ("all_forms_per_second", mixed)):
-        best = 0.0
+        rates = []
         for _ in range(args.repeats):
             start, count = time.perf_counter(), 0
             for k, scene in enumerate(scenes):
                 count += len(generate_questions(scene, config, question_rng(0, k)))
-            best = max(best, count / (time.perf_counter() - start))
-        result[name] = round(best)
+            rates.append(count / (time.perf_counter() - start))
+        result |= bench_report.median(name, rates, None)
     start = time.perf_counter()
     for scene in scenes:
         scene_arrays(scene)

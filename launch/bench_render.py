@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launch import cli
+from launch import bench_report, cli
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.sources.rendered import RenderConfig, render
 
@@ -45,10 +45,10 @@ def bench(args: Sequence[str]) -> dict[str, Any]:
     wall.sort()
     result = {"scenes": flags.scenes, "objects": flags.objects, "image_size": flags.image_size,
               "assets": config.assets, "milliseconds_mean": round(statistics.fmean(wall), 2),
-              "milliseconds_median": round(statistics.median(wall), 2),
+              **bench_report.median("milliseconds_median", wall, 2),
               "milliseconds_p95": round(wall[int(0.95 * (len(wall) - 1))], 2),
               "cpu_milliseconds": round(cpu, 2)}
     print(f"{flags.scenes} scenes of {flags.objects} objects at {flags.image_size} px, {config.assets}: "
           f"{result['milliseconds_mean']} ms per scene (median {result['milliseconds_median']}, "
           f"95 % under {result['milliseconds_p95']}), {result['cpu_milliseconds']} ms of processor time")
-    return result
+    return bench_report.finish(result, "moderngl")

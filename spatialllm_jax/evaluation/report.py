@@ -33,7 +33,7 @@ def write(folder: Path, summary: Mapping[str, Any], rows: Mapping[str, str]) -> 
     Args:
         folder: holds data/, rows/ROW/STAGE/metrics.jsonl, evaluation/ROW/predictions.jsonl, clock.json.
         summary: "rows" {name: scores}, "blind" scores, "minutes", and "seed", "budget" where known; scores are
-            those of `spatial_vqa.score`.
+            those of `tally.tally`.
         rows: name -> label, baseline first; the last is the one the report is about.
 
     Raises:

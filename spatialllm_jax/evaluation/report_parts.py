@@ -9,7 +9,7 @@ from typing import Any
 
 from spatialllm_jax.questions.types import SPATIAL_TYPES
 
-Scores = Mapping[str, Any]  # what `spatial_vqa.score` returns
+Scores = Mapping[str, Any]  # what `tally.tally` returns
 GROUP_NAMES = {"distance": "Distance", "orientation": "Orientation", "relation": "Spatial relation"}
 # The paper's Table 2: average, distance, orientation, spatial relation (%), by name of the row.
 PAPER = {

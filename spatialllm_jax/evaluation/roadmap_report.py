@@ -60,7 +60,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes `report.html`; returns its path.
 
     Args:
-        summary: "rows" {name: scores of `spatial_vqa.score`}, "minutes", "seed", "budget", and "blind" scores where
+        summary: "rows" {name: scores of `tally.tally`}, "minutes", "seed", "budget", and "blind" scores where
             there are any.
     """
     rows = summary["rows"]

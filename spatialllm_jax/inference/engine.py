@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -25,6 +26,7 @@ from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, buck
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
+from spatialllm_jax.parallel.rules import param_shardings
 
 _IMAGE_BATCH = 16     # images per encoder call
 _REMEMBERED = 64      # images whose features are kept
@@ -46,6 +48,7 @@ class Engine:
         batch_size: questions answered, or rows scored, at a time; the last of them are padded, so that one program
             serves all.
         features: optional stored features by image id, instead of running the encoders.
+        mesh: devices that `params` are spread over, or None for a single one.
     """
 
     model: SpatialLLM
@@ -54,6 +57,7 @@ class Engine:
     settings: ChatSettings
     batch_size: int = 16
     features: Features | None = None
+    mesh: jax.sharding.Mesh | None = None
     _recent: collections.OrderedDict[Picture, np.ndarray] = dataclasses.field(
         default_factory=collections.OrderedDict, repr=False)
     _board: schedule.Board | None = dataclasses.field(default=None, repr=False)
@@ -61,6 +65,10 @@ class Engine:
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, show_progress: bool = False,
               ) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order."""
+        with self._devices():
+            return self._score(prompts, row_length, show_progress)
+
+    def _score(self, prompts: Sequence[Prompt], row_length: int, show_progress: bool) -> list[np.ndarray]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         scores = [np.zeros(len(prompt.options)) for prompt in prompts]
@@ -98,8 +106,9 @@ class Engine:
                 bar.update()
 
             try:
-                self._prepared(requests, max_new_tokens, stop).answer(
-                    requests, lambda indices: self._visual([prompts[k] for k in indices]), done, seed)
+                with self._devices():
+                    self._prepared(requests, max_new_tokens, stop).answer(
+                        requests, lambda indices: self._visual([prompts[k] for k in indices]), done, seed)
             except BaseException:
                 self._board = None      # lanes that were left are nobody's
                 raise
@@ -107,13 +116,16 @@ class Engine:
 
     def _prepared(self, requests: Sequence[schedule.Request], new: int, stop: tuple[int, ...]) -> schedule.Board:
         """Lanes that these requests fit into: those of the last call, if they do."""
-        shape = schedule.fitting(requests, self.batch_size, new, self._board and self._board.shape)
+        shape = schedule.fitting(requests, self.batch_size, new, self._board.shape if self._board else None)
         if self._board is None or self._board.shape != shape:
             self._board = None      # its memory first
             slots = self.model.config.num_slots * self.model.config.connector.num_tokens
             state = lanes.empty(self.model, shape, slots + (self.model.config.tiling is not None))
             self._board = schedule.Board(self.model, self.params, shape, np.array(stop, np.int32), state)
         return self._board
+
+    def _devices(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
         """Which visual tokens of its row a prompt's picture is read as, in order."""
@@ -196,9 +208,9 @@ def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
     return tokens
 
 
-def load_engine(folder: str | Path, *, batch_size: int = 16,
-                features: Features | None = None) -> Engine:
-    """An engine from a model folder written by training or conversion.
+def load_engine(folder: str | Path, *, batch_size: int = 16, features: Features | None = None,
+                mesh: jax.sharding.Mesh | None = None) -> Engine:
+    """An engine from a model folder written by training or conversion; on one device, or spread over a mesh.
 
     Raises:
         UserError: when the folder is not one of a whole model, or parts of it are missing.
@@ -210,17 +222,20 @@ def load_engine(folder: str | Path, *, batch_size: int = 16,
     except (OSError, json.JSONDecodeError, TypeError):
         raise UserError(f"{folder} has no readable chat.json (template, system, image_size, resize)") from None
     return build_engine(store.open_weights(folder), settings, tokenizers.load(folder), batch_size=batch_size,
-                        features=features)
+                        features=features, mesh=mesh)
 
 
 def build_engine(weights: store.Weights, settings: ChatSettings, tokenizer: tokenizers.Tokenizer, *,
-                 batch_size: int = 16, features: Features | None = None) -> Engine:
+                 batch_size: int = 16, features: Features | None = None,
+                 mesh: jax.sharding.Mesh | None = None) -> Engine:
     """An engine from opened weights of a whole model.
 
     Raises:
         UserError: parameters are missing.
     """
     config: ModelConfig = weights.config
-    store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract_params(config), sep="/"))
-    params = traverse_util.unflatten_dict(weights.load(), sep="/")
-    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features)
+    abstract = abstract_params(config)
+    store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract, sep="/"))
+    shardings = None if mesh is None else traverse_util.flatten_dict(param_shardings(abstract, mesh), sep="/")
+    params = traverse_util.unflatten_dict(weights.load(shardings=shardings), sep="/")
+    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features, mesh)

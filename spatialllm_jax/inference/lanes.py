@@ -3,7 +3,7 @@
 A row of the cache holds what stands before every question on a picture (system text and visual tokens), computed once,
 and behind it a piece for each of its lanes: a question and its answer so far. Lanes are branches (`models.attention`):
 they see their row's picture and themselves. One decoding step moves all lanes of all rows on by a token, and reads a
-picture's keys once for all questions on it. Three programs do everything: `begin` a picture, `ask` a question, `advance`.
+picture's keys once for all questions on it. Three programs do it all: `begin` a picture, `ask` a question, `advance`.
 """
 
 from __future__ import annotations

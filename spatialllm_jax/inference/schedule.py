@@ -46,9 +46,8 @@ def divided(encoded: Encoded) -> tuple[Encoded, Encoded]:
     end = min(int(visual[-1]) + 1 if len(visual) else 1, encoded.length - 1)
 
     def part(piece: slice) -> Encoded:
-        return dataclasses.replace(encoded, **{
-            field.name: value[piece] for field in dataclasses.fields(encoded)
-            if isinstance(value := getattr(encoded, field.name), np.ndarray) and len(value) == encoded.length})
+        return Encoded(encoded.tokens[piece], encoded.supervised[piece], encoded.branch_ids[piece],
+                       encoded.positions[piece], encoded.image_index[piece], ())
 
     return part(slice(None, end)), part(slice(end, None))
 

@@ -100,8 +100,12 @@ class SpatialLLM(nn.Module):
         if image_mask is None or images.shape[1] == 1 or self.config.vision_lora is not None:
             return self.encode_images(rearrange(images, "b n h w c -> (b n) h w c"), deterministic)
         towers, variables = self.vision.unbind()
-        features = encode_present(lambda params, x: towers.apply({"params": params}, x), variables["params"], images,
-                                  image_mask)
+
+        def encode(params: Params, images: Array) -> Array:
+            features: Any = towers.apply({"params": params}, images)
+            return features
+
+        features = encode_present(encode, dict(variables["params"]), images, image_mask)
         return rearrange(features, "b n p c -> (b n) p c")
 
     def embed(

@@ -48,6 +48,25 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1,
     return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def read_mesh(text: str) -> Mesh:
+    """The mesh that a flag describes: "fsdp=4,tensor=2"; axes left out are 1, a size of -1 is what is left.
+
+    Raises:
+        UserError: `text` does not read like that, or does not fit the devices.
+    """
+    sizes: dict[str, Any] = {}
+    try:
+        for part in text.split(","):
+            axis, size = part.split("=")
+            if axis.strip() not in AXES or axis.strip() in sizes:
+                raise ValueError
+            sizes[axis.strip()] = int(size)
+    except ValueError:
+        raise UserError(f"mesh {text!r}: give axes and sizes, such as fsdp=4,tensor=2; "
+                        f"axes are {', '.join(AXES)}") from None
+    return make_mesh(**{"data": 1, **sizes})
+
+
 def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """The devices as an array of these sizes, neighbours in it near each other."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -115,13 +115,13 @@ def saved_bytes(state: TrainState) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(_saved(state)))
 
 
-def check_room(folder: Path, state: TrainState, checkpoints: int) -> None:
+def check_room(folder: Path, state: TrainState, checkpoints: int, models: int) -> None:
     """Fails before the first step where the disk cannot hold what the stage will write.
 
     Args:
         folder: of the stage; made if it is not there.
-        checkpoints: how many there are at a time, at most; one more is being written. The model at the end, frozen
-            parameters included, comes on top.
+        checkpoints: how many there are at a time, at most; one more is being written.
+        models: bytes of the models that the stage leaves, frozen parameters included and none of them rounded.
 
     Raises:
         UserError: the folder cannot be written, or too little is free.
@@ -134,9 +134,8 @@ def check_room(folder: Path, state: TrainState, checkpoints: int) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror or error}); choose another --workdir") from None
-    model = sum(leaf.nbytes for leaf in jax.tree.leaves((state.trainable, state.frozen)))
     held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    need = (checkpoints + 1) * saved_bytes(state) + model - held
+    need = (checkpoints + 1) * saved_bytes(state) + models - held
     if need > free:
         raise UserError(f"{folder} has {free / 2**30:.1f} GiB free, but {checkpoints + 1} checkpoints and the model "
                         f"take {need / 2**30:.1f} GiB; free space, choose another --workdir or lower keep_last")

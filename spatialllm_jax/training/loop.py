@@ -75,7 +75,7 @@ class Watch:
 
 
 def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
-              mesh: jax.sharding.Mesh, folder: Path, *, watch: Watch, flops: StepFlops | None = None,
+              mesh: jax.sharding.Mesh, folder: Path, *, watch: Watch, models: int, flops: StepFlops | None = None,
               ) -> tuple[TrainState, TrainState | None]:
     """Runs a stage to its last step; returns the last state, and the best one when the stage keeps it.
 
@@ -83,13 +83,14 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
         state: at step 0; replaced by the last checkpoint in `folder` when there is one.
         step_fn: jitted `(state, batch) -> (state, metrics)` that donates its state.
         stream: Grain iterator of host batches; its position is part of the checkpoints.
+        models: bytes of the models that will be written when the stage has ended.
         flops: for the MFU, or None.
 
     Raises:
         UserError: when more than `stage.max_skipped` steps were not finite, or the disk is too small.
         Interrupted: after SIGTERM or Ctrl-C, once everything is saved.
     """
-    check_room(folder, state, stage.keep_last + stage.keep_best)
+    check_room(folder, state, stage.keep_last + stage.keep_best, models)
     checkpoints = Checkpoints(folder / "checkpoints", stage.save_every, stage.keep_last, stage.keep_best)
     if checkpoints.latest is not None:
         state = checkpoints.restore(checkpoints.latest, state, stream)

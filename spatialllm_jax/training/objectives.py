@@ -88,8 +88,7 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
     """
 
     def one(h, wanted):
-        h = constrain(h, ("batch", "length", None))
-        logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
+        logits = _logits(model, params, h)
         valid = wanted >= 0
         picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
         count = valid.sum(-1)
@@ -100,6 +99,17 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
 
     loss, weight, right = _over_chunks(one, (patches, targets), chunk, (0, -1))
     return loss, weight, {"loss": loss[None], "weight": weight[None], "right": right[None]}
+
+
+def _logits(model: SpatialLLM, params: Any, hidden: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
+    """Logits of a chunk, every row on the devices that hold it.
+
+    Said explicitly, since within a scanned branch the partitioner goes by the head alone: split over "fsdp" along D, it
+    had every device make a part of everybody's logits, and exchanged those instead of the kernel.
+    """
+    hidden = constrain(hidden, ("batch", "length", None))
+    logits: Any = model.apply({"params": params}, hidden, method="logits")
+    return constrain(logits.astype(jnp.float32), ("batch", "length", "vocab"))
 
 
 def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], chunk: int,
@@ -121,9 +131,14 @@ def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], ch
     split = tuple(chunks(x, value) for x, value in zip(parts, fill, strict=True))
     shape = jax.eval_shape(one, *(x[0] for x in split))
 
+    # Recomputed inside the branch: what a conditional hands to the backward pass loses its sharding, and with logits
+    # among it every device gathered everybody's, and made the head's gradient for all of them. And outside of it: what
+    # a conditional keeps, the loop would stack, down to a copy of the head for every chunk. (Seen with `launch.plan`.)
+    again = jax.checkpoint(one)
+
     @jax.checkpoint
     def add(carry, part):
-        return jax.lax.cond(wanted(part), lambda: carry + one(*part), lambda: carry), None
+        return jax.lax.cond(wanted(part), lambda: carry + again(*part), lambda: carry), None
 
     return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), split)[0]
 
@@ -141,8 +156,7 @@ def token_sums(model: SpatialLLM, params: Any, hidden: Float[Array, "B T D"], ba
         return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
     def one(h, targets, weights, sources):
-        h = constrain(h, ("batch", "length", None))
-        logits = model.apply({"params": params}, h, method="logits").astype(jnp.float32)
+        logits = _logits(model, params, h)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
         right = (logits.argmax(-1) == targets) * weights
         by_source = jax.nn.one_hot(sources, num_sources, dtype=jnp.float32)

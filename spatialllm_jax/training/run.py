@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
 from absl import logging
 
 from spatialllm_jax.data import lengths, pipeline, samples
@@ -22,37 +21,24 @@ from spatialllm_jax.data.pipeline import PatchMap
 from spatialllm_jax.data.samples import SourceConfig, TextConfig
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
-from spatialllm_jax.models.clip_text import CLIP, init_clip
-from spatialllm_jax.models.config import ClipConfig, ModelConfig
+from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.linear import merge_lora
-from spatialllm_jax.models.presets import clip_preset, preset
-from spatialllm_jax.models.spatialllm import SpatialLLM, init_params
+from spatialllm_jax.models.presets import preset
 from spatialllm_jax.parallel import hosts
-from spatialllm_jax.parallel.mesh import data_ways, make_mesh, replicated, share_of_rows
+from spatialllm_jax.parallel.mesh import data_ways, make_mesh, share_of_rows
 from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import frozen as frozen_lib
-from spatialllm_jax.training import initial, optimizer
+from spatialllm_jax.training import initial, optimizer, program
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.cost import stage_flops
 from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
-from spatialllm_jax.training.objectives import Contrastive, NextToken, Objective, PatchWords
-from spatialllm_jax.training.partition import Flat, flatten, split, unflatten
-from spatialllm_jax.training.step import init_state, make_step
+from spatialllm_jax.training.partition import Flat, flatten, unflatten
+from spatialllm_jax.training.program import Parts, first_state, jitted_step, stage_parts
 
 MODEL, CHAT = "model", "chat.json"
 OpenWeights = Callable[[str, str], store.Weights]
-LOGIT_SCALE_RANGE = (0.0, float(np.log(100.0)))  # CLIP clamps the logit scale to at most ln 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a stage's objective runs on."""
-
-    config: ModelConfig | ClipConfig
-    init: Callable[[jax.Array], Any]
-    abstract: Flat
 
 
 def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: OpenWeights = store.open_weights,
@@ -129,18 +115,7 @@ def prepare_features(config: Mapping[str, Any], *, open_weights: OpenWeights = s
 
 def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ModelConfig:
     """The run's model: preset, overrides, and a vocabulary that holds the tokenizer's."""
-    model = dict(config["model"])
-    result = preset(model.pop("preset"))
-    llm = result.llm
-    if tokenizer.vocab_size > llm.vocab_size or model.pop("fit_vocabulary", False):
-        llm = dataclasses.replace(llm, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
-    model.pop("fit_vocabulary", None)
-    model.pop("text_tower", None)
-    for key in model:
-        if key not in ("dtype", "remat", "attention", "unroll"):
-            raise UserError(f"config.model has no field {key!r}; it has preset, text_tower, fit_vocabulary, dtype, "
-                            "remat, attention, unroll")
-    return result.replace(llm=llm, **model)
+    return program.model_config(config, tokenizer.vocab_size)
 
 
 def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> tokenizers.Tokenizer:
@@ -181,27 +156,8 @@ def train_tokenizer(sources: list[SourceConfig], limit: int = 2000) -> tokenizer
 
 def _parts(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
            tokenizer: tokenizers.Tokenizer) -> Parts:
-    if stage.objective != "contrastive":
-        whole = frozen_lib.adapted(model, stage.lora, stage.llm_lora)
-        return Parts(whole, lambda key: init_params(whole, key), _abstract(lambda key: init_params(whole, key)))
-    clip = clip_preset(config["model"]["text_tower"])
-    vision = next((encoder for encoder in model.vision if encoder.kind == "clip"), None)
-    if vision is None:
-        raise UserError(f"stage {stage.name!r} is contrastive, but the model has no CLIP vision encoder")
-    tokenizer = stage_tokenizer(stage, tokenizer)
-    text = dataclasses.replace(clip.text, vocab_size=-(-max(tokenizer.vocab_size, 1) // 64) * 64) \
-        if config["model"].get("fit_vocabulary") else clip.text
-    if tokenizer.vocab_size > text.vocab_size:
-        raise UserError(f"stage {stage.name!r} is contrastive: its tokenizer has {tokenizer.vocab_size} tokens and the "
-                        f"text tower {text.vocab_size}; set stages.{stage.name}.tokenizer to the tower's own folder")
-    clip = dataclasses.replace(clip, vision=vision, text=text, dtype=model.dtype, remat=model.remat,
-                               attention=model.attention)
-    clip = frozen_lib.adapted(clip, stage.lora, None)
-    return Parts(clip, lambda key: init_clip(clip, key), _abstract(lambda key: init_clip(clip, key)))
-
-
-def _abstract(init: Callable[[jax.Array], Any]) -> Flat:
-    return flatten(jax.eval_shape(init, jax.random.key(0)))
+    contrastive = stage.objective == "contrastive"
+    return stage_parts(stage, config, model, stage_tokenizer(stage, tokenizer).vocab_size if contrastive else None)
 
 
 def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConfig,
@@ -218,9 +174,6 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
         return initial.gather(abstract, parts.init, init_key, shardings, before=earlier, weights=weights, **options)
 
     params = read(frozen_lib.held(parts.abstract, stage), quantize=stage.quantize)
-    chosen, _ = split(parts.abstract, stage.trainable)
-    trainable = {path: params[path] for path in chosen}
-    frozen = {path: leaf for path, leaf in params.items() if path not in chosen}
     stores = None
     if stage.stored_features and jax.process_count() > 1:
         raise UserError(f"stage {stage.name!r} stores features, which one process computes; set stored_features to "
@@ -231,24 +184,19 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
             parts.config, params, [(source.path, source.split) for source in stage.sources],
             image_size=stage.rows.image_size, resize=stage.rows.resize, folder=config["features"],
             show_progress=watch.progress)
-        # The encoders' work is done: the step needs neither them nor their memory.
-        frozen = {path: leaf for path, leaf in frozen.items() if not path.startswith("vision/")}
     tx = optimizer.build(stage.optimizer, stage.steps)
-    state = init_state(trainable, frozen, tx, step_key)
+    state = first_state(stage, parts, params, tx, step_key)
     state = jax.device_put(state, state_shardings(state, params, mesh))
-    running = dataclasses.replace(parts.config, llm_quantize=stage.quantize) \
-        if isinstance(parts.config, ModelConfig) else parts.config
-    objective = _objective(stage, running)
-    # The state leaves a step sharded as it came, whatever the partitioner would choose: no step recompiles.
-    step_fn = jax.jit(make_step(objective, tx, stage.accumulate, {"logit_scale": LOGIT_SCALE_RANGE}),
-                      donate_argnums=0,
-                      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)))
+    step_fn = jitted_step(stage, parts.config, tx, jax.tree.map(lambda leaf: leaf.sharding, state), mesh)
     patches = PatchMap(model.connector.grid // model.connector.merge, stage.rows.resize) \
         if stage.needs_patch_words else None
     stream = pipeline.build(stage.sources, text, stage.rows, tokenizer, seed=config["seed"], features=stores,
                             patches=patches, share=share_of_rows(mesh))
+    left = sum(leaf.size * leaf.dtype.itemsize for path, leaf in parts.abstract.items()
+               if stage.keep_lora or "lora_" not in path)
     last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
-                           flops=stage_flops(stage, parts.config, trainable) if stage.objective == "next_token"
+                           models=left * (2 if stage.keep_best else 1),
+                           flops=stage_flops(stage, parts.config, state.trainable) if stage.objective == "next_token"
                            and isinstance(parts.config, ModelConfig) else None)
     save = functools.partial(_save, stage=stage, parts=parts, tokenizer=tokenizer, exact=functools.partial(
         read, parts.abstract), stored=[*earlier, *weights.values()])
@@ -299,14 +247,6 @@ def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer
     logging.info("stage %s: %s", stage.name, plan)
     rows = dataclasses.replace(stage.rows, batch_size=plan.batch_size, samples=0)
     return dataclasses.replace(stage, rows=rows, steps=stage.steps or plan.steps or 0)
-
-
-def _objective(stage: StageConfig, config: ModelConfig | ClipConfig) -> Objective:
-    if isinstance(config, ClipConfig):
-        return Contrastive(CLIP(config), stage.contrast_chunk)
-    if stage.objective == "patch_words":
-        return PatchWords(SpatialLLM(config), stage.loss_chunk)
-    return NextToken(SpatialLLM(config), len(stage.sources), stage.loss_chunk, stage.patch_weight)
 
 
 def _store_config(config: Mapping[str, Any], workdir: Path) -> None:

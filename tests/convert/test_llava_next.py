@@ -24,8 +24,8 @@ from convert.verify import verify  # noqa: E402
 from launch import ask, evaluate  # noqa: E402
 from spatialllm_jax.data import chat, tiling  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
-from spatialllm_jax.inference import scoring  # noqa: E402
 from spatialllm_jax.inference import engine as inference  # noqa: E402
+from spatialllm_jax.inference import scoring  # noqa: E402
 from spatialllm_jax.inference.engine import load_engine  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt, show  # noqa: E402
 from spatialllm_jax.models.spatialllm import SpatialLLM  # noqa: E402

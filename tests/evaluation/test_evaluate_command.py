@@ -15,10 +15,11 @@ import pytest
 from launch import cli, evaluate, report
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.evaluation import runs, spatial_vqa
+from spatialllm_jax.evaluation import runs
 from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.models import store
 from tests.conftest import random_params
+from tests.evaluation import plain_spatial_vqa as spatial_vqa
 from tests.evaluation.fake_endpoint import serving, text_of
 from tests.evaluation.test_benchmark_files import DSR, png, write_3dsrbench, write_spatialrgpt, write_tsv
 from tests.evaluation.test_report import Page

@@ -14,12 +14,13 @@ from launch import report as command
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import write_dataset
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.evaluation import report, spatial_vqa
+from spatialllm_jax.evaluation import report
 from spatialllm_jax.evaluation.report_parts import PAPER
-from spatialllm_jax.evaluation.spatial_vqa import Prediction
 from spatialllm_jax.questions.types import SPATIAL_TYPES, Question, Region
 from spatialllm_jax.scene.serialize import scene_to_json
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from tests.evaluation import plain_spatial_vqa as spatial_vqa
+from tests.evaluation.plain_spatial_vqa import Prediction
 
 ROWS = {"llama3": "without 3D data", "align_in166k": "with 3D data"}
 QUANTITIES = {"distance_first": 2.5, "distance_second": 3.25, "angle_first": 10.0, "angle_second": 90.0,

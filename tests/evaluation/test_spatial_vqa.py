@@ -1,4 +1,4 @@
-"""Scoring by hand-made engines and predictions: no model is needed to check the arithmetic."""
+"""The plain scoring of SpatialVQA, by hand-made engines and predictions."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ import pytest
 
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.evaluation import spatial_vqa
-from spatialllm_jax.evaluation.spatial_vqa import Prediction
 from spatialllm_jax.questions.types import SPATIAL_TYPES, Question, Region
+from tests.evaluation import plain_spatial_vqa as spatial_vqa
+from tests.evaluation.plain_spatial_vqa import Prediction
 
 
 def question(number, kind="higher", options=("cat", "dog"), answer=0, style="name"):

@@ -17,6 +17,7 @@ from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM
+from spatialllm_jax.parallel.mesh import read_mesh
 from tests.conftest import random_params
 
 NANO = preset("nano")
@@ -148,6 +149,26 @@ def test_folder_round_trip_and_user_mistakes(engine, params, tiny_tokenizer, pro
     store.save_model(tmp_path / "clip", clip, {"logit_scale": np.float32(1)})
     with pytest.raises(UserError, match="not a whole model"):
         load_engine(tmp_path / "clip")
+
+
+@pytest.mark.parametrize("axes", ["fsdp=8", "data=2,tensor=4", "data=4,context=2"])
+def test_eight_devices_answer_as_one(engine, params, tiny_tokenizer, prompts, tmp_path, axes):
+    folder = tmp_path / "model"
+    store.save_model(folder, CONFIG, params)
+    tiny_tokenizer.save(folder)
+    (folder / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
+    loaded = load_engine(folder, batch_size=8, mesh=read_mesh(axes))
+    kernel = loaded.params["llm"]["layers"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size < kernel.size
+    assert loaded.generate(prompts, max_new_tokens=6) == engine.generate(prompts, max_new_tokens=6)
+    for mine, theirs in zip(loaded.score(prompts, row_length=96), engine.score(prompts, row_length=96), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize("text", ["8", "fsdp", "fsdp=x", "rows=2", "fsdp=2,fsdp=4", "fsdp=3"])
+def test_meshes_that_are_none(text):
+    with pytest.raises(UserError, match="mesh"):
+        read_mesh(text)
 
 
 def test_buckets():

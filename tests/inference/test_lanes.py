@@ -62,7 +62,8 @@ def prompts():
 
 
 def run(params, p, *, new=NEW, stop=(), **options):
-    return generate(MODEL, params, p.tokens, p.lengths, p.image_index, p.visual, max_new_tokens=new, stop=stop, **options)
+    return generate(MODEL, params, p.tokens, p.lengths, p.image_index, p.visual, max_new_tokens=new, stop=stop,
+                    **options)
 
 
 def _plain(module, tokens, visual, index, segments):
@@ -164,7 +165,7 @@ def questions(number, pictures=3, seed=3):
     before = rng.integers(1, 64, PATCHES + 2).astype(np.int32)
     index = np.r_[-1, np.arange(PATCHES), -1].astype(np.int32)
     requests = []
-    for number in range(number):
+    for place in range(number):
         after = rng.integers(1, 64, rng.integers(1, 10)).astype(np.int32)
 
         def encoded(tokens, index):
@@ -173,7 +174,7 @@ def questions(number, pictures=3, seed=3):
 
         requests.append(Request(int(rng.integers(pictures)), encoded(before, index),
                                 encoded(after, np.full(len(after), -1, np.int32)), int(rng.integers(1, NEW + 1)),
-                                number=number))
+                                number=place))
     return requests, rng.normal(size=(pictures, PATCHES, CONFIG.llm.width)).astype(np.float32)
 
 

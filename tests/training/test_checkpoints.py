@@ -69,18 +69,18 @@ def test_a_save_in_progress_is_not_a_checkpoint(tmp_path, state):
 
 
 def test_room_is_checked_first(tmp_path, state, monkeypatch):
-    check_room(tmp_path / "stage", state, 2)
+    check_room(tmp_path / "stage", state, 2, 88)
     assert list((tmp_path / "stage").iterdir()) == []
-    need = 3 * saved_bytes(state) + 12 * 4 + 10 * 4
+    need = 3 * saved_bytes(state) + 88
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need - 1))
     with pytest.raises(UserError, match=r"3 checkpoints and the model take .* lower keep_last"):
-        check_room(tmp_path / "stage", state, 2)
+        check_room(tmp_path / "stage", state, 2, 88)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need))
-    check_room(tmp_path / "stage", state, 2)
+    check_room(tmp_path / "stage", state, 2, 88)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*choose another --workdir"):
-        check_room(tmp_path / "file" / "stage", state, 2)
+        check_room(tmp_path / "file" / "stage", state, 2, 88)
 
 
 def test_trackers(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""SpatialVQA: the seven types, scored by likelihood or by reading generated answers."""
+"""SpatialVQA asked and scored straight from its records: what the benchmarks' loop is held to."""
 
 from __future__ import annotations
 

@@ -1,0 +1,186 @@
+"""Answers per second beside transformers' `generate`: a batch of pictures, and a circular benchmark.
+
+Both sides run one LLaVA (CLIP, a two-layer connector, Llama) from the same weights in float32, greedily, on the same
+cores, in turns; pictures are encoded within the measured time on both. The tokens of both are compared first: answers
+of another model are refused.
+
+1. A batch: `--batch` prompts with a picture each, `--new` tokens for each. The peer takes all of them at once, padded
+   on the left, with its key/value cache and scaled dot-product attention.
+2. A circular benchmark: `--pictures` pictures, `--questions` on each, every one under four rotations of its options,
+   `--answer` tokens for each. Ours prefills a picture once for all of them; the peer goes through the prompts one by
+   one, as evaluation scripts over `generate` do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch import bench_report, cli
+from launch import bench_train_data as data
+from spatialllm_jax.errors import UserError
+
+_AGREE = 0.9        # share of equal answers: float32 sums in another order decide near ties otherwise
+_ROTATIONS = 4
+Prompts = list[tuple[np.ndarray, int]]      # token ids with the picture's in place, and which picture
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this benchmark."""
+    result = cli.parser((__doc__ or "").splitlines()[0], prog="python -m launch.bench decode")
+    data.add_flags(result)
+    result.add_argument("--batch", type=int, default=16, help="prompts answered at a time")
+    result.add_argument("--new", type=int, default=64, help="tokens of every answer in the batch")
+    result.add_argument("--pictures", type=int, default=8, help="of the circular benchmark")
+    result.add_argument("--questions", type=int, default=3, help="on each of its pictures, four rotations of each")
+    result.add_argument("--answer", type=int, default=4, help="tokens of each of its answers")
+    result.add_argument("--repeats", type=int, default=3, help="turns; the figures are medians")
+    result.add_argument("--cores", type=int, default=bench_report.cores(), help="cores and threads of either side")
+    result.add_argument("--perturb", type=float, default=0.0,
+                        help="noise on the peer's weights, to see that another model is refused")
+    result.add_argument("--seed", type=int, default=0, help="of weights and prompts")
+    return result
+
+
+def bench(argv: Sequence[str]) -> dict[str, Any]:
+    """Runs both sides in turns and prints their figures; see the module."""
+    args = parser().parse_args(argv)
+    numbers = ("layers", "batch", "new", "pictures", "questions", "answer", "repeats", "cores")
+    for name in numbers:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.width < 256 or args.width % 256:
+        raise UserError(f"--width {args.width} must be a multiple of 256: four heads of 64 to a key")
+    if args.grid < 2 or args.vocabulary < 64:
+        raise UserError("--grid must be at least 2 and --vocabulary at least 64")
+    size = data.Size(args.width, args.layers, args.vocabulary, args.grid, args.rows, args.length)
+    rng = np.random.default_rng(args.seed)
+    with tempfile.TemporaryDirectory(prefix="bench-decode-") as name, bench_report.on_cores(args.cores, "--cores"):
+        ours, peer, parameters = _sides(size, Path(name), args)
+        result: dict[str, Any] = {"parameters": parameters, "cores": args.cores, "repeats": args.repeats}
+        batch = _prompts(size, args.batch, 1, 1, rng)
+        result |= _compared("tokens_per_second", batch, args.new, args, ours, peer, args.batch * args.new, args.batch)
+        circular = _prompts(size, args.pictures, args.questions, _ROTATIONS, rng)
+        result |= _compared("questions_per_second", circular, args.answer, args, ours, peer, len(circular[0]), 1)
+    bench_report.table(result)
+    return bench_report.finish(result, "flax", "torch", "transformers")
+
+
+def _prompts(size: data.Size, pictures: int, questions: int, rotations: int, rng: np.random.Generator,
+             ) -> tuple[Prompts, np.ndarray]:
+    """(prompts, pictures): a question's rotations share its tokens but for the options, which make a third of it."""
+    prompts: Prompts = []
+    for picture in range(pictures):
+        frame = rng.integers(3, data.image_token(size), 3)
+        for _ in range(questions):
+            text = rng.integers(3, data.image_token(size), rng.integers(20, 60))
+            options = len(text) // 3
+            for k in range(rotations):
+                turned = np.r_[text[:-options], np.roll(text[-options:], k)]
+                prompts.append((np.r_[frame, [data.image_token(size)] * size.image_tokens, turned], picture))
+    pixels = rng.integers(0, 256, (pictures, size.image_size, size.image_size, 3), dtype=np.uint8)
+    return prompts, pixels
+
+
+Side = Callable[[Prompts, np.ndarray, int, int], list[list[int]]]
+
+
+def _sides(size: data.Size, folder: Path, args: argparse.Namespace) -> tuple[Side, Side, int]:
+    """Both sides over the same weights: (prompts, pictures, new tokens, prompts at a time) -> tokens of each answer."""
+    try:
+        import torch
+        import transformers
+
+        parameters = data.write_model(size, folder / "model", args.seed)
+        if args.perturb:
+            data.write_model(size, folder / "peer", args.seed, args.perturb)
+    except ImportError as error:
+        raise UserError(f"the peer needs {error.name}; run: pip install spatialllm-jax[torch]") from None
+    torch.set_num_threads(args.cores)
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        folder / ("peer" if args.perturb else "model"), attn_implementation="sdpa", dtype=torch.float32).eval()
+    processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
+
+    def peer(prompts: Prompts, pixels: np.ndarray, new: int, at_once: int) -> list[list[int]]:
+        found: list[list[int]] = []
+        for start in range(0, len(prompts), at_once):
+            part = prompts[start:start + at_once]
+            width = max(len(tokens) for tokens, _ in part)
+            ids, mask = np.zeros((2, len(part), width), np.int64)
+            for row, (tokens, _) in enumerate(part):
+                ids[row, width - len(tokens):], mask[row, width - len(tokens):] = tokens, 1
+            values = processor([pixels[picture] for _, picture in part], return_tensors="pt")["pixel_values"]
+            with torch.inference_mode():
+                out = model.generate(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask),
+                                     pixel_values=values, do_sample=False, max_new_tokens=new, min_new_tokens=new,
+                                     pad_token_id=0)
+            found += out[:, width:].tolist()
+        return found
+
+    return _ours(size, folder / "model", args.batch), peer, parameters
+
+
+def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
+    import jax
+    import jax.numpy as jnp
+    from flax import traverse_util
+
+    from convert.folders import open_weights
+    from spatialllm_jax.data.chat import Encoded
+    from spatialllm_jax.inference import lanes, schedule
+    from spatialllm_jax.models.spatialllm import SpatialLLM
+
+    stored = open_weights(folder)
+    model = SpatialLLM(stored.config)
+    params = traverse_util.unflatten_dict(stored.load(), sep="/")
+    boards: dict[lanes.Shape, schedule.Board] = {}
+
+    @jax.jit
+    def look(params: Any, pixels: jax.Array) -> jax.Array:
+        tokens: Any = model.apply({"params": params}, pixels[:, None], method="visual_tokens")
+        return tokens
+
+    def encoded(tokens: np.ndarray) -> Encoded:
+        visual, zeros = tokens == data.image_token(size), np.zeros(len(tokens), np.int32)
+        return Encoded(np.where(visual, 0, tokens).astype(np.int32), zeros > 0, zeros, np.arange(len(tokens)),
+                       np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), ())
+
+    def side(prompts: Prompts, pixels: np.ndarray, new: int, _: int) -> list[list[int]]:
+        requests = [schedule.Request(picture, *schedule.divided(encoded(tokens)), new) for tokens, picture in prompts]
+        shape = schedule.fitting(requests, concurrent, new)
+        if shape not in boards:
+            boards[shape] = schedule.Board(model, params, shape, np.zeros(0, np.int32),
+                                           lanes.empty(model, shape, size.image_tokens))
+        visual = look(params, pixels)
+        found: list[list[int]] = [[] for _ in prompts]
+        boards[shape].answer(requests, lambda indices: jnp.take(visual, np.array([prompts[k][1] for k in indices]), 0),
+                             found.__setitem__)
+        return found
+
+    return side
+
+
+def _compared(name: str, prompts: tuple[Prompts, np.ndarray], new: int, args: argparse.Namespace, ours: Side,
+              peer: Side, amount: int, at_once: int) -> dict[str, Any]:
+    """Medians of both sides in `amount` per second and of the ratios, after a first turn that compiles and compares."""
+    def timed(side: Side) -> tuple[float, list[list[int]]]:
+        began = time.perf_counter()
+        found = side(*prompts, new, at_once)
+        return time.perf_counter() - began, found
+
+    (_, mine), (_, theirs) = timed(ours), timed(peer)
+    equal = float(np.mean([a == b for a, b in zip(mine, theirs, strict=True)]))
+    if equal < _AGREE:
+        raise UserError(f"only {equal:.0%} of the answers are PyTorch's: these are different computations, and their "
+                        "speeds mean nothing")
+    turns = [(timed(ours)[0], timed(peer)[0]) for _ in range(args.repeats)]
+    return {**bench_report.median(f"{name}_ours", [amount / a for a, _ in turns], 1),
+            **bench_report.median(f"{name}_peer", [amount / b for _, b in turns], 1),
+            **bench_report.median(f"{name}_ratio", [b / a for a, b in turns], 2),
+            f"{name}_equal_answers": round(equal, 3)}
