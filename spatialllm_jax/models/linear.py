@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.attention import platform
 from spatialllm_jax.models.config import LoRAConfig, ModelConfig
 from spatialllm_jax.models.quantize import kernel_of, stored_shapes
 
@@ -46,7 +47,7 @@ class Linear(nn.Module):
         if self.quantize == "none":
             kernel_init = self.kernel_init or nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
             kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-            y = jnp.einsum("...i,io->...o", x, kernel.astype(self.dtype))
+            y = product(x, kernel.astype(self.dtype))
         else:
             y = _product(x, {
                 name: self.param(name, nn.initializers.zeros_init(), leaf.shape, leaf.dtype)
@@ -55,12 +56,26 @@ class Linear(nn.Module):
             a = self.param("lora_a", nn.initializers.he_uniform(), (x.shape[-1], self.lora.rank), jnp.float32)
             b = self.param("lora_b", nn.initializers.zeros_init(), (self.lora.rank, self.features), jnp.float32)
             x = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
-            low = jnp.einsum("...i,ir->...r", x, a.astype(self.dtype))
-            y = y + self.lora.scale * jnp.einsum("...r,ro->...o", low, b.astype(self.dtype))
+            low = product(x, a.astype(self.dtype))
+            y = y + self.lora.scale * product(low, b.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros_init(), (self.features,),
                                jnp.float32).astype(self.dtype)
         return y
+
+
+def product(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
+    """x W, on a single CPU with the batch axes made one.
+
+    A kernel's gradient sums over all of them. Over several axes XLA's CPU back end makes it from transposed copies, and
+    the activations in them once more, element by element against the grain: 15 % of a training step. Devices that share
+    the work keep the axes: joined ones have no sharding of their own, and the partitioner gave other gradients.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.ndim < 3 or platform() != "cpu" or (not mesh.empty and mesh.size > 1):
+        return jnp.einsum("...i,io->...o", x, kernel)
+    flat = jnp.einsum("ni,io->no", x.reshape(-1, x.shape[-1]), kernel)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.checkpoint
