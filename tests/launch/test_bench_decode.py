@@ -11,6 +11,7 @@ SMALL = ["--layers", "1", "--width", "256", "--vocabulary", "256", "--grid", "2"
          "--pictures", "2", "--questions", "1", "--answer", "2", "--repeats", "1", "--cores", "1"]
 
 
+@pytest.mark.slow
 def test_both_sides_say_the_same_and_are_timed():
     found = bench_decode.bench(SMALL)
     for what in ("tokens", "questions"):

@@ -26,6 +26,7 @@ def run(*flags):
                           env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_figures():
     done = run("--json")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -42,6 +43,7 @@ def test_figures():
     assert result["machine"]["cores"] >= 1 and result["machine"]["cpu"]
 
 
+@pytest.mark.slow
 def test_another_model_is_refused():
     done = run("--perturb", "0.01", "--batches", "0")
     assert done.returncode == 2
