@@ -5,9 +5,10 @@ float32 and stage 2's way: connector and language model train, the vision tower 
 started fresh on the same cores, and they take turns: ours, the peer, ours, the peer. One process rests while the other
 works.
 
-Ours is the step that `launch.train` runs on a CPU: jitted with its state donated, layers unrolled, encoders without the
-blocks whose output nobody reads, logits of supervised positions alone, AdamW, and the norms and counts of the log. Its
-pictures are uint8, copied to the device and normalised within the measured time.
+Ours is the step that `launch.train` runs on a CPU: jitted with its state donated, encoders without the blocks whose
+output nobody reads, logits of supervised positions alone, AdamW, and the norms and counts of the log. Its pictures are
+uint8, copied to the device and normalised within the measured time. By default the backward pass keeps the products
+with kernels alone (`model.remat: "dots"`): here that is no slower than keeping everything, and takes half the memory.
 
 The peer is `LlavaForConditionalGeneration` with torch.optim.AdamW, eager as transformers' trainer runs it, with what a
 careful user would set: scaled dot-product attention, as many threads as cores, the fused optimizer, gradients set to
@@ -19,8 +20,9 @@ the clock starts. It makes logits of all positions, as transformers' forward doe
 2. Supervised tokens: samples with lengths like Mix665K's (`data.lengths.like_mix665k`, scaled to this size), the same
    on both sides. Ours packs them into rows of twice the longest sample, as the full-size stages do. The peer takes as
    many samples per step and pads each batch to its longest sample; batches are LLaVA's `group_by_modality_length` on
-   one device (pictures and texts apart, shuffled), or with `--grouping length` neighbours in length. Packed and padded
-   batches of the same samples must have the same loss.
+   one device (pictures and texts apart, shuffled), or with `--grouping` samples as they come or neighbours in length.
+   Packed and padded batches of the same samples must have the same loss. `--packed-rows 4` makes batches of LLaVA's
+   size, 16 samples or so, which pads more and takes 8 GB.
 3. Memory: the most that either process has had resident, libraries and compilation included; after 1, and at the end.
 """
 
@@ -52,11 +54,15 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     result = cli.parser((__doc__ or "").splitlines()[0], prog="python -m launch.bench train")
     data.add_flags(result)
-    result.add_argument("--batches", type=int, default=2, help="packed batches of lengths like Mix665K's; 0 for none")
+    result.add_argument("--batches", type=int, default=4, help="packed batches of lengths like Mix665K's; 0 for none")
+    result.add_argument("--packed-rows", type=int, default=2, help="rows of a packed batch, twice --length")
     result.add_argument("--supervised", type=float, default=0.5, help="share of a sample's text that is the answer")
-    result.add_argument("--grouping", choices=("modality", "length"), default="modality", help="the peer's batches")
+    result.add_argument("--grouping", choices=("modality", "length", "none"), default="modality",
+                        help="the peer's batches")
     result.add_argument("--repeats", type=int, default=5, help="turns of the step; the figures are medians")
-    result.add_argument("--passes", type=int, default=3, help="turns of the packed batches")
+    result.add_argument("--passes", type=int, default=2, help="turns of the packed batches")
+    result.add_argument("--remat", default="dots", help="of our model: what its backward pass keeps (docs/training.md)")
+    result.add_argument("--unroll", type=int, default=1, help="of our model: layers per step of the scan")
     result.add_argument("--cores", type=int, default=bench_report.cores(), help="cores and threads of either side")
     result.add_argument("--perturb", type=float, default=0.0,
                         help="noise on the peer's weights, to see that another model is refused")
@@ -68,12 +74,13 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Runs both sides in turns and prints their figures; see the module."""
     args = parser().parse_args(argv)
     size = _checked(args)
+    settings = {"remat": args.remat, "unroll": args.unroll}
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name, bench_report.on_cores(args.cores, "--cores"):
         folder = Path(name)
         layout = _prepare(args, size, folder)
-        with _Side("ours", folder) as ours, _Side("peer", folder) as peer:
-            result = {"rows": size.rows, "length": size.length, "repeats": args.repeats, "cores": args.cores,
-                      "parameters": layout.pop("parameters"), **_steps(args, ours, peer)}
+        with _Side("ours", folder, settings) as ours, _Side("peer", folder, {}) as peer:
+            result = {"parameters": layout.pop("parameters"), "rows": size.rows, "length": size.length,
+                      "repeats": args.repeats, "cores": args.cores, **settings, **_steps(args, ours, peer)}
             if args.batches:
                 result |= {**layout, **_samples(args, layout, ours, peer)}
     bench_report.table(result)
@@ -83,7 +90,8 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
 def _checked(args: argparse.Namespace) -> data.Size:
     if args.width < 256 or args.width % 256:
         raise UserError(f"--width {args.width} must be a multiple of 256: four heads of 64 to a key")
-    if min(args.layers, args.rows, args.repeats, args.passes, args.cores) < 1 or args.grid < 2 or args.batches < 0:
+    counts = (args.layers, args.rows, args.packed_rows, args.repeats, args.passes, args.cores, args.unroll)
+    if min(counts) < 1 or args.grid < 2 or args.batches < 0:
         raise UserError("--grid must be at least 2, --batches not negative, and the other numbers at least 1")
     if args.vocabulary < 64:
         raise UserError(f"--vocabulary {args.vocabulary} is too small; give at least 64")
@@ -92,7 +100,7 @@ def _checked(args: argparse.Namespace) -> data.Size:
                         "raise it or lower --grid")
     if not 0 < args.supervised <= 1:
         raise UserError(f"--supervised {args.supervised} is a share above 0 and up to 1")
-    return data.Size(args.width, args.layers, args.vocabulary, args.grid, args.rows, args.length)
+    return data.Size(args.width, args.layers, args.vocabulary, args.grid, args.rows, args.length, args.packed_rows)
 
 
 def _prepare(args: argparse.Namespace, size: data.Size, folder: Path) -> dict[str, Any]:
@@ -122,7 +130,8 @@ def _prepare(args: argparse.Namespace, size: data.Size, folder: Path) -> dict[st
         return {"parameters": parameters}
     write("peer", "same", data.for_peer([sample for row in packed[0] for sample in row]))
     per_step = max(round(len(samples) / len(packed)), 1)
-    arranged = {"modality": data.grouped(samples, per_step, rng), "length": data.by_length(samples, per_step)}
+    arranged = {"modality": data.grouped(samples, per_step, rng), "length": data.by_length(samples, per_step),
+                "none": data.as_they_come(samples, per_step)}
     for number, padded in enumerate(arranged[args.grouping]):
         write("peer", f"padded{number}", data.for_peer(padded))
     places = len(packed) * size.packed[0] * size.packed[1]
@@ -188,12 +197,13 @@ def _memory(name: str, mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str
 class _Side(contextlib.AbstractContextManager["_Side"]):
     """One side's process (`launch.bench_train_sides`), waiting for orders."""
 
-    def __init__(self, side: str, folder: Path):
+    def __init__(self, side: str, folder: Path, settings: dict[str, Any]):
         self._log = folder / f"{side}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "launch.bench_train_sides", side, str(folder)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+                [sys.executable, "-m", "launch.bench_train_sides", side, str(folder), json.dumps(settings)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"})
         self._name = side
 
     def __enter__(self) -> _Side:
@@ -216,7 +226,8 @@ class _Side(contextlib.AbstractContextManager["_Side"]):
         line = self._process.stdout.readline()
         if not line:
             last = (self._log.read_text().strip().splitlines() or ["nothing"])[-1]
-            raise UserError(f"the process of {self._name} ended; the last it said: {last}")
+            raise UserError(f"the process of {self._name} ended with exit code {self._process.wait()} (-9: out of "
+                            f"memory, choose a smaller size), and the last it said is: {last}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

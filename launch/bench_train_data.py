@@ -33,6 +33,7 @@ class Size:
             3.5 times the width).
         grid: visual tokens per side.
         rows, length: of the batch of the timed step; every row is full.
+        packed_rows: of a packed batch.
     """
 
     width: int
@@ -41,6 +42,7 @@ class Size:
     grid: int
     rows: int
     length: int
+    packed_rows: int = 2
 
     @property
     def image_tokens(self) -> int:
@@ -54,8 +56,8 @@ class Size:
 
     @property
     def packed(self) -> tuple[int, int]:
-        """(rows, length) of a packed batch of as many positions: rows twice as long as the longest sample."""
-        return max(self.rows // 2, 1), 2 * self.length
+        """(rows, length) of a packed batch, rows twice as long as the longest sample."""
+        return self.packed_rows, 2 * self.length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,11 @@ def grouped(samples: Sequence[Sample], batch: int, rng: np.random.Generator) -> 
         result += [shuffled[start:start + batch] for start in range(0, whole, batch)]
         rest += shuffled[whole:]
     return result + [rest[start:start + batch] for start in range(0, len(rest), batch)]
+
+
+def as_they_come(samples: Sequence[Sample], batch: int) -> list[list[Sample]]:
+    """Batches in order of arrival."""
+    return [list(samples[start:start + batch]) for start in range(0, len(samples), batch)]
 
 
 def by_length(samples: Sequence[Sample], batch: int) -> list[list[Sample]]:

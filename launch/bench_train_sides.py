@@ -1,4 +1,4 @@
-"""The sides of `launch.bench_train`, each in a process of its own: `python -m launch.bench_train_sides SIDE FOLDER`.
+"""The sides of `launch.bench_train`, each in a process of its own: `python -m launch.bench_train_sides SIDE FOLDER {}`.
 
 A side reads orders from its standard input, one JSON object a line, and answers each with one:
 `{"batches": [names]}` takes a training step on every batch and answers losses, seconds, processor seconds and the most
@@ -17,12 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from launch import bench_report
+
 LEARNING_RATE = 2e-5        # LLaVA-v1.5's in stage 2
 Step = Callable[[dict[str, np.ndarray]], float]
 
 
-def ours(folder: Path) -> tuple[Step, dict[str, str]]:
-    """This project's step as `training.run` builds it for a stage that trains connector and language model."""
+def ours(folder: Path, **settings: Any) -> Step:
+    """This project's step as `training.run` builds it for a stage that trains connector and language model.
+
+    Args:
+        settings: fields of the `ModelConfig`.
+    """
     import jax
 
     from convert.folders import open_weights
@@ -36,7 +42,7 @@ def ours(folder: Path) -> tuple[Step, dict[str, str]]:
     from spatialllm_jax.training.step import init_state, make_step
 
     stored = open_weights(folder)
-    config = stored.config.replace(unroll=stored.config.llm.depth)
+    config = stored.config.replace(**settings)
     mesh = make_mesh()
     jax.set_mesh(mesh)
     shardings = flatten(param_shardings(abstract_params(config), mesh))
@@ -55,15 +61,15 @@ def ours(folder: Path) -> tuple[Step, dict[str, str]]:
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
-    return step, {"threads": str(len(os.sched_getaffinity(0)))}
+    return step
 
 
-def peer(folder: Path) -> tuple[Step, dict[str, str]]:
+def peer(folder: Path) -> Step:
     """PyTorch's step on transformers' LLaVA: fused kernels where there are, and nothing that need not be done."""
     import torch
     import transformers
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(bench_report.cores())
     model = transformers.LlavaForConditionalGeneration.from_pretrained(
         folder, attn_implementation="sdpa", dtype=torch.float32)
     model.config.use_cache = model.config.text_config.use_cache = False     # type: ignore[union-attr]
@@ -79,10 +85,10 @@ def peer(folder: Path) -> tuple[Step, dict[str, str]]:
         optimizer.step()
         return loss.item()
 
-    return step, {"threads": str(torch.get_num_threads())}
+    return step
 
 
-SIDES = {"ours": ours, "peer": peer}
+SIDES: dict[str, Callable[..., Step]] = {"ours": ours, "peer": peer}
 
 
 def peak_memory() -> int:
@@ -96,8 +102,8 @@ def main() -> None:
     side, folder = sys.argv[1], Path(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)       # what libraries print must not come between the answers
-    step, about = SIDES[side](folder / side)
-    print(json.dumps({"ready": True, **about}), file=answers)
+    step = SIDES[side](folder / side, **json.loads(sys.argv[3]))
+    print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         batches = [dict(np.load(folder / f"{side}-{name}.npz")) for name in json.loads(line)["batches"]]
         began, used = time.perf_counter(), time.process_time()

@@ -15,9 +15,9 @@ from launch import bench_train_data as data
 from spatialllm_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZE = data.Size(width=256, layers=1, vocabulary=64, grid=2, rows=2, length=64)
+SIZE = data.Size(width=256, layers=1, vocabulary=64, grid=2, rows=2, length=64, packed_rows=1)
 SMALL = ["--width", "256", "--layers", "1", "--vocabulary", "64", "--grid", "2", "--rows", "2", "--length", "64",
-         "--repeats", "2", "--passes", "1", "--batches", "2"]
+         "--packed-rows", "1", "--repeats", "2", "--passes", "1", "--batches", "2"]
 
 
 def run(*flags):
@@ -96,7 +96,7 @@ def test_batches_of_the_peer():
 
 
 def test_packed_rows_take_whole_samples():
-    size = dataclasses.replace(SIZE, length=57, grid=4, rows=4)
+    size = dataclasses.replace(SIZE, length=57, grid=4, packed_rows=2)
     batches = data.packed_rows(size, 2, 0.5, np.random.default_rng(0))
     assert [len(batch) for batch in batches] == [2, 2]
     used = [sum(len(s.tokens) for s in row) for batch in batches for row in batch]
