@@ -19,6 +19,7 @@ from typing import Any
 
 from launch import cli
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.whole_files import write_whole
 
 PROFILED = 8
 
@@ -206,7 +207,7 @@ def _finish(args: argparse.Namespace, folder: Path, result: dict[str, Any]) -> d
         result["usage"] = usage
     if args.judge:
         result["judge"] = judge.judged(lines, _judge(args), args.judge_model, folder / "judge.jsonl")
-    predictions.write_whole(folder / "scores.json", json.dumps(result, indent=1))
+    write_whole(folder / "scores.json", json.dumps(result, indent=1))
     print(table({name: result[name] for name in runs.FILES if name in result}))
     for text in runs.notes(result):
         print(text)

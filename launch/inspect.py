@@ -22,6 +22,7 @@ from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import open_split, split_names
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.types import Question
+from spatialllm_jax.whole_files import write_whole
 
 _FILTERS = ("types", "sources", "forms")
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     card = Path(args.dataset) / "CARD.md"
     page = audit.audit_page(f"{args.dataset} · {split}", [(records[i], records[i].questions[k]) for i, k in chosen],
                             tally, card.read_text() if card.is_file() else "")
-    audit.write_page(Path(args.out), page)
+    write_whole(Path(args.out), page)
     wrong = tally.wrong.total()
     print(f"{args.out}: {len(chosen)} of {tally.questions} questions; {wrong} answers disagree with their numbers")
     _print_problems(tally)

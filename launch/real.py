@@ -22,6 +22,7 @@ from launch import config as configs
 from launch.fetch_assets import ASSETS
 from launch.tiny_rows import Clock
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.whole_files import write_whole
 
 CONFIG = "configs/real.py"
 NEEDED = ("smollm2", "dinov2", "meshes")
@@ -148,7 +149,7 @@ def _settle(plan: Plan) -> str:
     if clip and not Path(clip, "config.json").exists():
         raise UserError(f"--clip {clip} is not a model folder; give one that a contrastive stage wrote, or random")
     plan.out.mkdir(parents=True, exist_ok=True)
-    _write_json(file, settings)
+    write_whole(file, json.dumps(settings, indent=1))
     return clip
 
 
@@ -257,9 +258,10 @@ def answer(plan: Plan) -> None:
     scenes = own_words.describe(engine, [records[i] for i in range(min(CAPTIONED, len(records)))], asked=ASKED)
     photos = [record for name in plan.albums() for record in open_split(plan.out / "photos" / name, "test")]
     distinct = list({record.image_id: record for record in photos}.values())
-    _write_json(file, {
+    write_whole(file, json.dumps({
         "scenes": scenes, "photographs": own_words.describe(engine, distinct, asked=0),
-        "naming": own_words.naming(*([entry[key] for entry in scenes] for key in ("caption", "named", "setting")))})
+        "naming": own_words.naming(*([entry[key] for entry in scenes] for key in ("caption", "named", "setting")))},
+        indent=1))
     for entry in scenes[:4]:
         print(f"      is:   {entry['reference']}\n      said: {entry['caption']}")
 
@@ -297,7 +299,7 @@ def summarize(plan: Plan, questions: dict[str, Any], minutes: float) -> dict[str
         "naming": json.loads((plan.out / "answers.json").read_text())["naming"],
         "scores": {name: tree["scores"] for name, tree in scores.items()},
         "blind": {name: tree["blind"] for name, tree in scores.items()}}
-    _write_json(plan.out / "summary.json", summary)
+    write_whole(plan.out / "summary.json", json.dumps(summary, indent=1))
     real_report.write(plan.out, summary)
     return summary
 
@@ -312,12 +314,6 @@ def _tables(summary: dict[str, Any]) -> str:
     parts = [f"{name}\n" + table({"scores": scores, "blind": summary["blind"][name]})
              for name, scores in summary["scores"].items()]
     return "\n\n".join([head, *parts])
-
-
-def _write_json(file: Path, tree: Any) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(tree, indent=1))
-    os.replace(partial, file)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from launch import config as configs
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.whole_files import write_whole
 
 CONFIG = "configs/roadmap.py"
 SCENES, TEST_SCENES = 4800, 1000
@@ -283,6 +284,4 @@ def scores_of(plan: Plan, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def write_summary(plan: Plan, summary: dict[str, Any]) -> None:
     """Writes `summary.json`, whole or not at all."""
-    partial = plan.out / "summary.json.partial"
-    partial.write_text(json.dumps(summary, indent=1))
-    os.replace(partial, plan.out / "summary.json")
+    write_whole(plan.out / "summary.json", json.dumps(summary, indent=1))

@@ -12,7 +12,6 @@ import html
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from spatialllm_jax.data.audit_drawing import overlay, picture_url
 from spatialllm_jax.data.audit_style import SCRIPT, STYLE
@@ -26,7 +25,7 @@ from spatialllm_jax.scene.types import Scene
 
 # Of the pictures in the page: one fills most of a screen.
 _WIDTH = 1080
-__all__ = ["audit_page", "overlay", "picture_url", "write_page"]
+__all__ = ["audit_page", "overlay", "picture_url"]
 
 
 def audit_page(title: str, chosen: Sequence[tuple[ImageRecord, Question]], tally: Tally, card_text: str = "") -> str:
@@ -85,14 +84,6 @@ def _choices(counts: Counter[str]) -> str:
         f"<option value='{html.escape(key, quote=True)}'>{html.escape(key)} ({number})</option>"
         for key, number in sorted(counts.items())
     )
-
-
-def write_page(path: Path, page: str) -> None:
-    """Writes the page in one go: a temporary file, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page)
-    partial.replace(path)
 
 
 def _card(record: ImageRecord, question: Question, scene: Scene | None, problem: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import rules
 from spatialllm_jax.evaluation.items import Item
+from spatialllm_jax.whole_files import write_whole
 
 NEEDED = ("id", "image", "type", "group", "rule", "options", "answer", "raw")
 
@@ -84,13 +85,6 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file in one go."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def set_aside(folder: Path, settings: Mapping[str, Any]) -> Path | None:

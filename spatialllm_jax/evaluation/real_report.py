@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialllm_jax.data.audit import picture_url, write_page
+from spatialllm_jax.data.audit import picture_url
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.evaluation import report_parts as parts
 from spatialllm_jax.evaluation.report_style import STYLE
+from spatialllm_jax.whole_files import write_whole
 
 FILE = "report.html"
 SCENES_SHOWN = 24
@@ -53,7 +54,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
     page = (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>SpatialLLM-JAX, real weights</title>"
             f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
             f"<body><div class='wrap'>{body}</div></body></html>\n")
-    write_page(folder / FILE, page)
+    write_whole(folder / FILE, page)
     return folder / FILE
 
 

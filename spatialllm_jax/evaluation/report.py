@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialllm_jax.data.audit import overlay, picture_url, write_page
+from spatialllm_jax.data.audit import overlay, picture_url
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
@@ -18,6 +18,7 @@ from spatialllm_jax.evaluation import report_parts as parts
 from spatialllm_jax.evaluation.report_style import SCRIPT, STYLE
 from spatialllm_jax.questions.types import SPATIAL_TYPES, Question
 from spatialllm_jax.scene.serialize import scene_from_json
+from spatialllm_jax.whole_files import write_whole
 
 FILE = "report.html"
 SAMPLES_PER_TYPE = 12
@@ -61,7 +62,7 @@ def write(folder: Path, summary: Mapping[str, Any], rows: Mapping[str, str]) -> 
     page = (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>SpatialLLM-JAX quickstart</title>"
             f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
             f"<body><div class='wrap'>{body}</div><script>{SCRIPT}</script></body></html>\n")
-    write_page(folder / FILE, page)
+    write_whole(folder / FILE, page)
     return folder / FILE
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spatialllm_jax.data.audit import write_page
 from spatialllm_jax.evaluation import report_parts as parts
 from spatialllm_jax.evaluation.report_style import STYLE
+from spatialllm_jax.whole_files import write_whole
 
 # Row -> what it changes against the row above, as in the paper's Figure 6.
 CHANGES = {
@@ -75,7 +75,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
     page = ("<!doctype html><html lang='en'><head><meta charset='utf-8'><title>SpatialLLM-JAX roadmap</title>"
             f"<meta name='viewport' content='width=device-width,initial-scale=1'><style>{STYLE}</style></head>"
             f"<body><div class='wrap'>{body}</div></body></html>\n")
-    write_page(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
     return folder / "report.html"
 
 

@@ -11,6 +11,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import answering, benchmarks, predictions, tally
 from spatialllm_jax.evaluation.benchmarks import Benchmark, Source
 from spatialllm_jax.evaluation.items import Item, Skipped, rotations
+from spatialllm_jax.whole_files import write_whole
 
 FILES = {"scores": "predictions.jsonl", "blind": "predictions_blind.jsonl"}     # pass -> its answers
 
@@ -47,7 +48,7 @@ def rescored(folder: Path) -> dict[str, Any]:
     for name, file in FILES.items():
         if (folder / file).exists():
             lines = predictions.rescored(predictions.read(folder / file))
-            predictions.write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
+            write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
             before = known.get(name, {})
             result[name] = {**tally.with_headline(tally.tally(lines), lines, benchmark.headline),
                             **{key: before.get(key, {"n": 0, "rows": []}) for key in ("skipped", "unanswered")}}

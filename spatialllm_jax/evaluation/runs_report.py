@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialllm_jax.data.audit import write_page
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation.report_parts import PAPER
 from spatialllm_jax.evaluation.report_style import STYLE
+from spatialllm_jax.whole_files import write_whole
 
 # The paper's Table 1: average, 3D distance, 3D orientation, 3D spatial relation (%), on its own SpatialVQA.
 TABLE1 = {
@@ -58,9 +58,9 @@ def write(folder: Path, runs: Sequence[tuple[str, Run]]) -> dict[str, Path]:
         tables.append((f"{title}: all scores", *all_scores(part)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"runs.{kind}" for kind in ("md", "csv", "html")}
-    write_page(paths["md"], _markdown(tables))
-    write_page(paths["csv"], _csv(runs))
-    write_page(paths["html"], _page(tables))
+    write_whole(paths["md"], _markdown(tables))
+    write_whole(paths["csv"], _csv(runs))
+    write_whole(paths["html"], _page(tables))
     return paths
 
 

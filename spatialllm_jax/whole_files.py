@@ -1,0 +1,13 @@
+"""Text files that are written whole or not at all: nobody reads half of one, and a kill leaves the old one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, its folder made if need be: a temporary file beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
