@@ -28,6 +28,7 @@ from spatialllm_jax.errors import UserError
 
 _AGREE = 0.9        # share of equal answers: float32 sums in another order decide near ties otherwise
 _ROTATIONS = 4
+_TEXT = (20, 60)    # tokens of a question, from and below
 Prompts = list[tuple[np.ndarray, int]]      # token ids with the picture's in place, and which picture
 
 
@@ -41,25 +42,17 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--questions", type=int, default=3, help="on each of its pictures, four rotations of each")
     result.add_argument("--answer", type=int, default=4, help="tokens of each of its answers")
     result.add_argument("--repeats", type=int, default=3, help="turns; the figures are medians")
-    result.add_argument("--cores", type=int, default=bench_report.cores(), help="cores and threads of either side")
-    result.add_argument("--perturb", type=float, default=0.0,
-                        help="noise on the peer's weights, to see that another model is refused")
-    result.add_argument("--seed", type=int, default=0, help="of weights and prompts")
     return result
 
 
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Runs both sides in turns and prints their figures; see the module."""
     args = parser().parse_args(argv)
-    numbers = ("layers", "batch", "new", "pictures", "questions", "answer", "repeats", "cores")
-    for name in numbers:
+    for name in ("batch", "new", "pictures", "questions", "answer", "repeats", "cores"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.width < 256 or args.width % 256:
-        raise UserError(f"--width {args.width} must be a multiple of 256: four heads of 64 to a key")
-    if args.grid < 2 or args.vocabulary < 64:
-        raise UserError("--grid must be at least 2 and --vocabulary at least 64")
-    size = data.Size(args.width, args.layers, args.vocabulary, args.grid, args.rows, args.length)
+    longest = 3 + args.grid**2 + _TEXT[1] + max(args.new, args.answer)
+    size = data.size_of(args, rows=1, length=longest)
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as name, bench_report.on_cores(args.cores, "--cores"):
         ours, peer, parameters = _sides(size, Path(name), args)
@@ -79,7 +72,7 @@ def _prompts(size: data.Size, pictures: int, questions: int, rotations: int, rng
     for picture in range(pictures):
         frame = rng.integers(3, data.image_token(size), 3)
         for _ in range(questions):
-            text = rng.integers(3, data.image_token(size), rng.integers(20, 60))
+            text = rng.integers(3, data.image_token(size), rng.integers(*_TEXT))
             options = len(text) // 3
             for k in range(rotations):
                 turned = np.r_[text[:-options], np.roll(text[-options:], k)]

@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     result = cli.parser((__doc__ or "").splitlines()[0], prog="python -m launch.bench train")
     data.add_flags(result)
+    result.add_argument("--rows", type=int, default=4, help="samples of the timed step")
+    result.add_argument("--length", type=int, default=512, help="positions of each, and of the longest sample")
     result.add_argument("--batches", type=int, default=4, help="packed batches of lengths like Mix665K's; 0 for none")
     result.add_argument("--packed-rows", type=int, default=2, help="rows of a packed batch, twice --length")
     result.add_argument("--supervised", type=float, default=0.5, help="share of a sample's text that is the answer")
@@ -63,10 +65,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--passes", type=int, default=2, help="turns of the packed batches")
     result.add_argument("--remat", default="dots", help="of our model: what its backward pass keeps (docs/training.md)")
     result.add_argument("--unroll", type=int, default=1, help="of our model: layers per step of the scan")
-    result.add_argument("--cores", type=int, default=bench_report.cores(), help="cores and threads of either side")
-    result.add_argument("--perturb", type=float, default=0.0,
-                        help="noise on the peer's weights, to see that another model is refused")
-    result.add_argument("--seed", type=int, default=0, help="of weights and samples")
     return result
 
 
@@ -88,19 +86,15 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _checked(args: argparse.Namespace) -> data.Size:
-    if args.width < 256 or args.width % 256:
-        raise UserError(f"--width {args.width} must be a multiple of 256: four heads of 64 to a key")
-    counts = (args.layers, args.rows, args.packed_rows, args.repeats, args.passes, args.cores, args.unroll)
-    if min(counts) < 1 or args.grid < 2 or args.batches < 0:
-        raise UserError("--grid must be at least 2, --batches not negative, and the other numbers at least 1")
-    if args.vocabulary < 64:
-        raise UserError(f"--vocabulary {args.vocabulary} is too small; give at least 64")
+    size = data.size_of(args, args.rows, args.length, args.packed_rows)
+    if min(args.rows, args.packed_rows, args.repeats, args.passes, args.cores, args.unroll) < 1 or args.batches < 0:
+        raise UserError("--batches must not be negative, and the other numbers at least 1")
     if args.length < args.grid**2 + 16:
         raise UserError(f"--length {args.length} does not hold a picture of {args.grid**2} visual tokens and a text; "
                         "raise it or lower --grid")
     if not 0 < args.supervised <= 1:
         raise UserError(f"--supervised {args.supervised} is a share above 0 and up to 1")
-    return data.Size(args.width, args.layers, args.vocabulary, args.grid, args.rows, args.length, args.packed_rows)
+    return size
 
 
 def _prepare(args: argparse.Namespace, size: data.Size, folder: Path) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from launch import bench_report
 from spatialllm_jax.data import lengths
 from spatialllm_jax.data.packing import FullRows
+from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import CLIP_MEAN, CLIP_STD
 
 IGNORED = -100          # transformers' label of a position without a loss
@@ -228,10 +230,23 @@ def for_peer(samples: Sequence[Sample]) -> Arrays:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that make a `Size`."""
+    """The flags of a model, its weights, and the cores of either side."""
     parser.add_argument("--width", type=int, default=512, help="of the language model, a multiple of 256")
     parser.add_argument("--layers", type=int, default=8, help="of the language model")
     parser.add_argument("--vocabulary", type=int, default=8192, help="tokens of the language model")
     parser.add_argument("--grid", type=int, default=12, help="visual tokens per side of a picture")
-    parser.add_argument("--rows", type=int, default=4, help="samples of the timed step")
-    parser.add_argument("--length", type=int, default=512, help="positions of each, and of the longest sample")
+    parser.add_argument("--cores", type=int, default=bench_report.cores(), help="cores and threads of either side")
+    parser.add_argument("--perturb", type=float, default=0.0,
+                        help="noise on the peer's weights, to see that another model is refused")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
+
+
+def size_of(args: argparse.Namespace, rows: int, length: int, packed_rows: int = 2) -> Size:
+    """The size that these flags ask for. Raises UserError for one that cannot be."""
+    if args.width < 256 or args.width % 256:
+        raise UserError(f"--width {args.width} must be a multiple of 256: four heads of 64 to a key")
+    if args.grid < 2 or args.layers < 1:
+        raise UserError("--grid must be at least 2, and --layers at least 1")
+    if args.vocabulary < 64:
+        raise UserError(f"--vocabulary {args.vocabulary} is too small; give at least 64")
+    return Size(args.width, args.layers, args.vocabulary, args.grid, rows, length, packed_rows)

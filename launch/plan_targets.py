@@ -17,8 +17,8 @@ from typing import Any
 
 from launch import cli
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.planning.targets import GIB
 
-GIB = 2**30
 CONFIG = "--config=configs/roadmap.py:align_in166k"
 # Rows of 2,048 positions and three pictures, packed.
 ROWS = ("--config.stages.tune.rows.length=2048 --config.stages.tune.rows.max_length=0 "

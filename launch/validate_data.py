@@ -35,7 +35,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     # Imported late: bad flags must not wait for JAX.
     from spatialllm_jax.data import tokenizer as tokenizers
     from spatialllm_jax.training.config import stage_config
-    from spatialllm_jax.training.run import model_config, stage_tokenizer, train_tokenizer
+    from spatialllm_jax.training.program import model_config
+    from spatialllm_jax.training.run import stage_tokenizer, train_tokenizer
 
     stages = [stage_config(name, tree) for name, tree in config["stages"].items()
               if args.stage in (None, name)]
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--stage {args.stage}: the config has {', '.join(config['stages']) or 'no stages'}")
     tokenizer = tokenizers.load(config["tokenizer"]) if config.get("tokenizer") else \
         train_tokenizer([source for stage in stages for source in stage.sources])
-    image_tokens = model_config(config, tokenizer).connector.num_tokens
+    image_tokens = model_config(config, tokenizer.vocab_size).connector.num_tokens
     result: dict[str, Any] = {"row": config["row"], "stages": {}, "problems": []}
     for stage in stages:
         result["stages"][stage.name] = _stage(stage, stage_tokenizer(stage, tokenizer), image_tokens, config["seed"],

@@ -117,7 +117,7 @@ class Board:
         waiting = collections.deque(_groups(requests))
         queues: list[collections.deque[int]] = [collections.deque() for _ in range(self.shape.rows)]
         holder = np.full((self.shape.rows, self.shape.lanes), -1)
-        self._keys = _keys(requests, seed)
+        keys = _keys(requests, seed)
         while waiting or any(queues) or (holder >= 0).any():
             fresh = []
             for row, queue in enumerate(queues):
@@ -132,7 +132,7 @@ class Board:
                     holder[row, lane] = queues[row].popleft()
                     asked.append((int(row), int(lane), int(holder[row, lane])))
             for start in range(0, len(asked), size := min(_ASK, holder.size)):
-                self._ask(asked[start:start + size], size, requests)
+                self._ask(asked[start:start + size], size, requests, keys)
             busy = int((holder >= 0).sum())
             # While others wait, lanes that end are filled again, a quarter of them at a time.
             enough = holder.size - busy + max(1, busy // 4) if waiting or any(queues) else holder.size
@@ -150,14 +150,15 @@ class Board:
         self.state = lanes.begin(self.model, self.params, self.shape, self.state, _numbers(row for row, _ in padded),
                                  tokens, lengths, index, visual([k for _, k in padded]))
 
-    def _ask(self, questions: Sequence[tuple[int, int, int]], size: int, requests: Sequence[Request]) -> None:
+    def _ask(self, questions: Sequence[tuple[int, int, int]], size: int, requests: Sequence[Request],
+             keys: np.ndarray) -> None:
         padded = [*questions, *[(self.shape.rows, 0, questions[0][2])] * (size - len(questions))]
         asked = [requests[k] for _, _, k in padded]
         tokens, index, lengths = _stacked([request.after for request in asked], self.shape.question)
         self.state = lanes.ask(
             self.model, self.params, self.shape, self.state, _numbers(row for row, _, _ in padded),
             _numbers(lane for _, lane, _ in padded), tokens, lengths, index, _numbers(r.limit for r in asked),
-            self._keys[[k for _, _, k in padded]], np.array([r.temperature for r in asked], np.float32), self.stops,
+            keys[[k for _, _, k in padded]], np.array([r.temperature for r in asked], np.float32), self.stops,
             sampled=_sampled(requests))
 
 

@@ -250,8 +250,16 @@ class Llama(nn.Module):
         return self.norm(embeddings.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Next-token logits of normed hidden states, in float32."""
+        """Next-token logits of normed hidden states, in float32, every row on the devices that hold it.
+
+        Said explicitly, since within loops and conditionals the partitioner goes by the head alone: split over "fsdp"
+        along D, it had every device make a part of everybody's logits, and exchanged those instead of the kernel.
+        """
+        rows = ("batch", "length")[:hidden.ndim - 1] if hidden.ndim <= 3 else (None,) * (hidden.ndim - 1)
+        hidden = constrain(hidden, (*rows, None))
         if self.config.tie_embeddings:
             table = self.embedding.astype(self.dtype)
-            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-        return self.head(hidden).astype(jnp.float32)
+            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        else:
+            logits = self.head(hidden).astype(jnp.float32)
+        return constrain(logits, (*rows, "vocab"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+@functools.cache      # asked with every batch
 def share_of_rows(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """(k, n): a process feeds the k-th of n equal parts of every batch's rows.
 

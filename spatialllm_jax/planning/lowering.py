@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from spatialllm_jax.data.lengths import rows_for
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.models import attention as attention_lib
+from spatialllm_jax.models.attention import choose
 from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.flops import StepFlops
 from spatialllm_jax.parallel.mesh import data_ways, make_mesh
@@ -25,7 +25,7 @@ from spatialllm_jax.planning import hlo, work
 from spatialllm_jax.planning.targets import GIB, Target
 from spatialllm_jax.training import optimizer, program
 from spatialllm_jax.training.config import StageConfig, stage_config
-from spatialllm_jax.training.cost import TEXT, stage_flops
+from spatialllm_jax.training.cost import mean_text, stage_flops
 from spatialllm_jax.training.partition import split
 
 # Without a GPU nothing can be timed, and untuned Triton products do not exist for every shape: leave them to cuBLAS.
@@ -140,7 +140,8 @@ def job(config: Mapping[str, Any], target: Target, devices: list[Any], stage_nam
         raise UserError(f"--stage {name}: the config has no such stage; it has {', '.join(names)}")
     stage = stage_config(name, config["stages"][name])
     model = program.model_config(config)
-    model = model.replace(attention=choose_attention(model.attention, target))
+    # The process itself runs on a CPU: "auto" is decided for the target.
+    model = model.replace(attention=choose(model.attention, target.machine.platform))
     mesh = make_mesh(**config.get("mesh", {}), devices=devices)
     ways = data_ways(mesh) * stage.accumulate
     per_row = samples_per_row or _samples_per_row(stage, model)
@@ -153,18 +154,10 @@ def job(config: Mapping[str, Any], target: Target, devices: list[Any], stage_nam
     return Job(target, config, stage, model, mesh, 0, per_row).with_rows(rows)
 
 
-def choose_attention(implementation: str, target: Target) -> str:
-    """The back end that "auto" means on the target: the process itself runs on a CPU."""
-    choose = getattr(attention_lib, "choose", None)
-    return choose(implementation, target.machine.platform) if choose else implementation
-
-
 def _samples_per_row(stage: StageConfig, model: ModelConfig) -> float:
     if stage.rows.layout != "pack":
         return 1.0
-    shares = [source.count or source.weight for source in stage.sources]
-    text = sum(share * TEXT.get(source.form, (0, 0))[0] for share, source in zip(shares, stage.sources, strict=True))
-    length = model.connector.num_tokens + text / sum(shares)
+    length = model.connector.num_tokens + mean_text(stage)[0]
     return float(max(1, min(int(stage.rows.length / length), stage.rows.images)))
 
 

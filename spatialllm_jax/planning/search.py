@@ -94,7 +94,7 @@ def suggestions(job: Job, compiled: Compiled, largest: Largest | None) -> list[s
             found.append(f"--config.mesh.fsdp={job.mesh.shape['fsdp'] // 2} --config.mesh.tensor={2 * tensor}: two "
                          "devices share a row")
         if job.model.attention == "xla" and job.target.machine.platform != "cpu":
-            found.append("--config.model.attention: a fused back end, if there is one, keeps no [T, T] scores")
+            found.append("--config.model.attention=auto: the target's kernel keeps no [T, T] scores")
     else:
         left = (budget - compiled.used) / GIB
         if job.model.remat == "full" and left > 0.2 * budget / GIB:

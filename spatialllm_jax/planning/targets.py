@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.flops import PEAKS
 
 GIB = 2**30
 
@@ -84,18 +85,18 @@ _H100 = (("major", 9), ("feature_extension", "ACCELERATED_FEATURES"), ("core_cou
 
 MACHINES = {machine.name: machine for machine in (
     # NVLink: 600 and 900 GB/s in both directions together; beyond the host, one 200 or 400 Gb/s port per GPU (DGX).
-    Machine("a100-80gb", "cuda", "NVIDIA A100-SXM4-80GB", 85100068864, _GPU_HEADROOM, 312e12, 0.5, 2.039e12, 300e9,
-            25e9, 8, Shares(compute=0.8), _A100),
-    Machine("a100-40gb", "cuda", "NVIDIA A100-SXM4-40GB", 42331013120, _GPU_HEADROOM, 312e12, 0.5, 1.5552e12, 300e9,
-            25e9, 8, Shares(compute=0.8), _A100),
+    Machine("a100-80gb", "cuda", "NVIDIA A100-SXM4-80GB", 85100068864, _GPU_HEADROOM, PEAKS["NVIDIA A100"], 0.5,
+            2.039e12, 300e9, 25e9, 8, Shares(compute=0.8), _A100),
+    Machine("a100-40gb", "cuda", "NVIDIA A100-SXM4-40GB", 42331013120, _GPU_HEADROOM, PEAKS["NVIDIA A100"], 0.5,
+            1.5552e12, 300e9, 25e9, 8, Shares(compute=0.8), _A100),
     # A H100 under full load lowers its clock: 70 to 80 % of 989 TFLOP/s is what large products are seen to reach.
-    Machine("h100", "cuda", "NVIDIA H100 80GB HBM3", 84942979072, _GPU_HEADROOM, 989e12, 0.5, 3.35232e12, 450e9,
-            50e9, 8, Shares(compute=0.7), _H100),
+    Machine("h100", "cuda", "NVIDIA H100 80GB HBM3", 84942979072, _GPU_HEADROOM, PEAKS["NVIDIA H100"], 0.5,
+            3.35232e12, 450e9, 50e9, 8, Shares(compute=0.7), _H100),
     # ICI: both directions of one axis of the torus, which is what a ring over that axis uses.
-    Machine("v4", "tpu", "TPU v4", int(30.75 * GIB), 0, 275e12, 1.0, 1.228e12, 90e9),
-    Machine("v5e", "tpu", "TPU v5e", int(15.75 * GIB), 0, 197e12, 1.0, 0.819e12, 90e9),
-    Machine("v5p", "tpu", "TPU v5p", int(95.7 * GIB), 0, 459e12, 1.0, 2.765e12, 180e9),
-    Machine("v6e", "tpu", "TPU v6e", int(31.25 * GIB), 0, 918e12, 1.0, 1.640e12, 180e9),
+    Machine("v4", "tpu", "TPU v4", int(30.75 * GIB), 0, PEAKS["TPU v4"], 1.0, 1.228e12, 90e9),
+    Machine("v5e", "tpu", "TPU v5e", int(15.75 * GIB), 0, PEAKS["TPU v5e"], 1.0, 0.819e12, 90e9),
+    Machine("v5p", "tpu", "TPU v5p", int(95.7 * GIB), 0, PEAKS["TPU v5p"], 1.0, 2.765e12, 180e9),
+    Machine("v6e", "tpu", "TPU v6e", int(31.25 * GIB), 0, PEAKS["TPU v6e"], 1.0, 1.640e12, 180e9),
     # Fake devices: shows shardings and what devices hold, not whether it fits or how fast it is.
     Machine("cpu", "cpu", "CPU"),
 )}

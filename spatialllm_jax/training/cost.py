@@ -82,11 +82,18 @@ def stage_flops(stage: StageConfig, model: ModelConfig, trainable: Flat) -> Step
                       trains_vision=trains("vision/"), encodes=not stage.stored_features)
 
 
+def mean_text(stage: StageConfig) -> tuple[float, float]:
+    """Positions of text in an average sample, and those with a loss; forms without such a loss have none."""
+    shares = [source.count or source.weight for source in stage.sources]
+    text, supervised = (
+        sum(share * TEXT.get(source.form, (0, 0))[k] for share, source in zip(shares, stage.sources, strict=True))
+        / sum(shares) for k in (0, 1))
+    return text, supervised
+
+
 def _sample_flops(stage: StageConfig, model: ModelConfig, trainable: Flat) -> float:
     """Useful operations of an average sample."""
-    shares = [source.count or source.weight for source in stage.sources]
-    text, supervised = (sum(share * TEXT[source.form][k] for share, source in zip(shares, stage.sources, strict=True))
-                        / sum(shares) for k in (0, 1))
+    text, supervised = mean_text(stage)
     length = model.connector.num_tokens + text
     return stage_flops(stage, model, trainable).count(
         {"positions": length, "pairs": length * (length + 1) / 2, "supervised": supervised, "images": 1})

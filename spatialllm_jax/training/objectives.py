@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from spatialllm_jax.data.batch import Batch
 from spatialllm_jax.models.clip_text import CLIP
 from spatialllm_jax.models.spatialllm import SpatialLLM
-from spatialllm_jax.parallel.rules import MESH_AXES, constrain
+from spatialllm_jax.parallel.rules import MESH_AXES
 
 # (params, batch, rng) -> (loss sum, weight, sums for the metrics)
 Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
@@ -88,7 +88,7 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
     """
 
     def one(h, wanted):
-        logits = _logits(model, params, h)
+        logits = model.apply({"params": params}, h, method="logits")
         valid = wanted >= 0
         picked = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=-1)
         count = valid.sum(-1)
@@ -99,17 +99,6 @@ def patch_sums(model: SpatialLLM, params: Any, patches: Float[Array, "B P D"], t
 
     loss, weight, right = _over_chunks(one, (patches, targets), chunk, (0, -1))
     return loss, weight, {"loss": loss[None], "weight": weight[None], "right": right[None]}
-
-
-def _logits(model: SpatialLLM, params: Any, hidden: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
-    """Logits of a chunk, every row on the devices that hold it.
-
-    Said explicitly, since within a scanned branch the partitioner goes by the head alone: split over "fsdp" along D, it
-    had every device make a part of everybody's logits, and exchanged those instead of the kernel.
-    """
-    hidden = constrain(hidden, ("batch", "length", None))
-    logits: Any = model.apply({"params": params}, hidden, method="logits")
-    return constrain(logits.astype(jnp.float32), ("batch", "length", "vocab"))
 
 
 def _over_chunks(one: Callable[..., jax.Array], parts: tuple[jax.Array, ...], chunk: int,
@@ -156,7 +145,7 @@ def token_sums(model: SpatialLLM, params: Any, hidden: Float[Array, "B T D"], ba
         return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
     def one(h, targets, weights, sources):
-        logits = _logits(model, params, h)
+        logits = model.apply({"params": params}, h, method="logits")
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights
         right = (logits.argmax(-1) == targets) * weights
         by_source = jax.nn.one_hot(sources, num_sources, dtype=jnp.float32)

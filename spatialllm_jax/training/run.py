@@ -28,14 +28,14 @@ from spatialllm_jax.parallel import hosts
 from spatialllm_jax.parallel.mesh import data_ways, make_mesh, share_of_rows
 from spatialllm_jax.parallel.rules import param_shardings, state_shardings
 from spatialllm_jax.training import frozen as frozen_lib
-from spatialllm_jax.training import initial, optimizer, program
+from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.cost import stage_flops
 from spatialllm_jax.training.features import stored_features
 from spatialllm_jax.training.loop import Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
 from spatialllm_jax.training.partition import Flat, flatten, unflatten
-from spatialllm_jax.training.program import Parts, first_state, jitted_step, stage_parts
+from spatialllm_jax.training.program import Parts, first_state, jitted_step, model_config, stage_parts
 
 MODEL, CHAT = "model", "chat.json"
 OpenWeights = Callable[[str, str], store.Weights]
@@ -63,7 +63,7 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
         prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
     hosts.wait("tokenizer")
     tokenizer = tokenizers.load(workdir)
-    model = model_config(config, tokenizer)
+    model = model_config(config, tokenizer.vocab_size)
     mesh = make_mesh(**config.get("mesh", {}))
     folders = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
     earlier: list[store.Weights] = []
@@ -111,11 +111,6 @@ def prepare_features(config: Mapping[str, Any], *, open_weights: OpenWeights = s
             stored_features(model, found, [(source.path, source.split) for source in stage.sources],
                             image_size=stage.rows.image_size, resize=stage.rows.resize,
                             folder=config["features"], show_progress=show_progress)
-
-
-def model_config(config: Mapping[str, Any], tokenizer: tokenizers.Tokenizer) -> ModelConfig:
-    """The run's model: preset, overrides, and a vocabulary that holds the tokenizer's."""
-    return program.model_config(config, tokenizer.vocab_size)
 
 
 def prepare_tokenizer(path: str, stages: list[StageConfig], workdir: Path) -> tokenizers.Tokenizer:
@@ -236,13 +231,13 @@ def _save(folder: Path, params: dict[str, jax.Array], *, stage: StageConfig, par
 def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer, mesh: jax.sharding.Mesh,
            seed: int) -> StageConfig:
     """The stage with the rows that `rows.samples` needs, and the steps of one pass if it has none."""
-    if stage.rows.batch_size % (data_ways(mesh) * stage.accumulate):
+    ways = data_ways(mesh) * stage.accumulate
+    if stage.rows.batch_size % ways:
         raise UserError(f"stages.{stage.name}.rows.batch_size={stage.rows.batch_size} does not divide over "
                         f"{data_ways(mesh)} parts of the mesh (data x fsdp) and {stage.accumulate} micro-batches; "
                         "choose a multiple of their product")
     if stage.steps and not stage.rows.samples:
         return stage
-    ways = data_ways(mesh) * stage.accumulate
     plan = lengths.plan(stage.sources, text, stage.rows, tokenizer, seed=seed, ways=ways)
     logging.info("stage %s: %s", stage.name, plan)
     rows = dataclasses.replace(stage.rows, batch_size=plan.batch_size, samples=0)

@@ -19,7 +19,7 @@ from spatialllm_jax.models.linear import merge_lora
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 from spatialllm_jax.parallel.mesh import make_mesh
-from spatialllm_jax.training import frozen, initial, loop, optimizer, run
+from spatialllm_jax.training import frozen, initial, loop, optimizer, program, run
 from spatialllm_jax.training.config import stage_config
 from spatialllm_jax.training.partition import flatten, split, unflatten
 from tests.conftest import random_params
@@ -41,7 +41,7 @@ def one_device():
 def start(tiny_dataset, tiny_tokenizer, tmp_path_factory):
     """(folder of a random nano model that stages start from, its flat parameters)."""
     folder = tmp_path_factory.mktemp("start") / "model"
-    model = run.model_config(config(tiny_dataset, folder), tiny_tokenizer)
+    model = program.model_config(config(tiny_dataset, folder), tiny_tokenizer.vocab_size)
     params = random_params(model)
     # Words as large as trained ones: with a frozen head, LoRA could hardly move the logits of small ones.
     params["llm"]["embedding"] *= 10
