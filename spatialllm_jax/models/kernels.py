@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models import flash
 from spatialllm_jax.models.attention import LSE, OUT
-from spatialllm_jax.parallel.rules import MESH_AXES
+from spatialllm_jax.parallel.rules import axes_that_divide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,18 +83,14 @@ def divide(q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], of: str = "ba
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return Division()
-    free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
-
-    def split(name: str, size: int) -> tuple[str, ...]:
-        axes = tuple(axis for axis in MESH_AXES.get(name, ()) if axis in free and mesh.shape[axis] > 1)
-        return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
-
-    head_axes = split("heads", heads)
+    free = {axis: mesh.shape[axis] for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+            if kind != AxisType.Manual}
+    head_axes = axes_that_divide("heads", heads, free)
     ways = math.prod(mesh.shape[axis] for axis in head_axes)
     group = heads // kv_heads
     repeat = next(r for r in range(1, group + 1) if group % r == 0 and kv_heads * r % ways == 0)
-    return Division(split(of if of in MESH_AXES else "batch", rows), head_axes,
-                    split("length", length) if of == "batch" else (), frozenset(free), repeat)
+    return Division(axes_that_divide(of, rows, free), head_axes,
+                    axes_that_divide("length", length, free) if of == "batch" else (), frozenset(free), repeat)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

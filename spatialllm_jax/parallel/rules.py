@@ -174,8 +174,12 @@ def constrain(x: Array, axes: LogicalAxes) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return x
-    spec: list[tuple[str, ...] | None] = []
-    for size, name in zip(x.shape, axes, strict=True):
-        split = tuple(axis for axis in MESH_AXES[name] if mesh.shape.get(axis, 1) > 1) if name else ()
-        spec.append(split if split and size % math.prod(mesh.shape[axis] for axis in split) == 0 else None)
+    spec = [axes_that_divide(name, size, mesh.shape) or None if name else None
+            for size, name in zip(x.shape, axes, strict=True)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def axes_that_divide(name: str, size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """Mesh axes over which a logical axis of this size is split; none where they do not divide it."""
+    split = tuple(axis for axis in MESH_AXES[name] if mesh_shape.get(axis, 1) > 1)
+    return split if size % math.prod(mesh_shape[axis] for axis in split) == 0 else ()
