@@ -141,8 +141,9 @@ def padded_density(lengths: Int[np.ndarray, "n"], images: Int[np.ndarray, "n"], 
     """Share of positions used when every device pads its batch to its longest sample, as LLaVA does.
 
     Args:
-        grouped: as in LLaVA's stage 2: every step takes samples with images or texts alone, and its samples are
-            sorted by length before they are dealt to the devices. Otherwise in the order of arrival.
+        grouped: every step takes samples with images or texts alone, sorted by length before they are dealt out, so
+            that a device has neighbours in length. That is kinder than LLaVA's stage 2, which deals a sorted step out
+            so that the devices' sums are even. Otherwise in the order of arrival.
     """
     kinds = [np.flatnonzero(images > 0), np.flatnonzero(images == 0)] if grouped else [np.arange(len(lengths))]
     used = places = 0

@@ -59,12 +59,12 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
     stages = [stage_config(name, tree) for name, tree in config["stages"].items()]
     if not stages:
         raise UserError("config.stages is empty; name at least one stage")
+    mesh = make_mesh(**config.get("mesh", {}))
     if hosts.is_first():
         prepare_tokenizer(config.get("tokenizer", ""), stages, workdir)
     hosts.wait("tokenizer")
     tokenizer = tokenizers.load(workdir)
     model = model_config(config, tokenizer.vocab_size)
-    mesh = make_mesh(**config.get("mesh", {}))
     folders = {prefix: folder for prefix, folder in config.get("weights", {}).items() if folder}
     earlier: list[store.Weights] = []
     summary: dict[str, Any] = {"row": config["row"], "workdir": str(workdir), "stages": {}}
