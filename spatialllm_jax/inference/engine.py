@@ -24,12 +24,15 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes, schedule, scoring
 from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
 from spatialllm_jax.models import store
+from spatialllm_jax.models.attention import platform
 from spatialllm_jax.models.config import ModelConfig
+from spatialllm_jax.models.llama import list_layers
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 from spatialllm_jax.parallel.rules import param_shardings
 
 _IMAGE_BATCH = 16     # images per encoder call
 _REMEMBERED = 64      # images whose features are kept
+_LISTED = 32          # layers of a model that a CPU runs one by one (`models.llama.Llama`)
 
 
 class Features(Protocol):
@@ -238,4 +241,7 @@ def build_engine(weights: store.Weights, settings: ChatSettings, tokenizer: toke
     store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract, sep="/"))
     shardings = None if mesh is None else traverse_util.flatten_dict(param_shardings(abstract, mesh), sep="/")
     params = traverse_util.unflatten_dict(weights.load(shardings=shardings), sep="/")
-    return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size, features, mesh)
+    listed = mesh is None and platform() == "cpu" and config.llm.depth <= _LISTED
+    if listed:
+        params["llm"] = list_layers(params["llm"])
+    return Engine(SpatialLLM(config, listed), params, tokenizer, settings, batch_size, features, mesh)

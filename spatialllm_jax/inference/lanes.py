@@ -15,6 +15,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from spatialllm_jax.models.attention import Mask
@@ -92,7 +93,7 @@ def empty(model: SpatialLLM, shape: Shape, num_visual: int) -> State:
         return jnp.zeros(size, dtype)
 
     return State(
-        cache=init_cache(c.llm, shape.rows, shape.slots, dtype), owner=zeros(shape.rows, shape.slots),
+        cache=init_cache(c.llm, shape.rows, shape.slots, dtype, model.listed), owner=zeros(shape.rows, shape.slots),
         prefix=zeros(shape.rows), visual=zeros(shape.rows, num_visual, c.llm.width, dtype=dtype),
         token=zeros(*lanes), position=zeros(*lanes), slot=zeros(*lanes), left=zeros(*lanes),
         active=zeros(*lanes, dtype=bool), out=zeros(*lanes, shape.new) - 1, made=zeros(*lanes),
@@ -115,13 +116,13 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
     index = jnp.broadcast_to(slot, (count, shape.prefix))
     valid = (index < lengths[:, None]).astype(jnp.int32)
     mask = Mask(valid, valid, 0 * index, 0 * index, index, index)
-    cache = init_cache(model.config.llm, count, shape.prefix, state.cache.k.dtype)
+    cache = init_cache(model.config.llm, count, shape.prefix, state.cache.dtype, model.listed)
     prefilled: Any = model.apply({"params": params}, tokens, index, mask, cache, 0, visual, image_index,
                                  method="decode")
     owner = jnp.pad(valid, [(0, 0), (0, shape.slots - shape.prefix)])
 
     def held(ours: Array, new: Array) -> Array:
-        return ours.at[:, rows, :shape.prefix].set(new, mode="drop")
+        return ours.at[:, rows, :, :shape.prefix].set(new, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, prefilled[1]), owner=state.owner.at[rows].set(owner, mode="drop"),
@@ -147,8 +148,7 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
     valid = (at < lengths[:, None]).astype(jnp.int32)
     # The row's picture, side by side with the questions: a cache as if each were alone.
     cache = jax.tree.map(
-        lambda x: jnp.concatenate([x[:, rows, :shape.prefix], jnp.zeros(
-            (len(x), len(rows), shape.question, *x.shape[3:]), x.dtype)], axis=2), state.cache)
+        lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, shape.question), (0, 0)]), state.cache)
     seen = jnp.concatenate([state.owner[rows, :shape.prefix], valid], axis=1)
     slot = jnp.broadcast_to(jnp.arange(shape.prefix + shape.question), seen.shape)
     mask = Mask(valid, seen, 0 * valid, 0 * seen, slot[:, shape.prefix:], slot)
@@ -168,7 +168,8 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
         return ours.at[rows, lanes].set(new, mode="drop")
 
     def held(ours: Array, new: Array) -> Array:
-        return ours.at[:, rows[:, None], places[:, :shape.question]].set(new[:, :, shape.prefix:], mode="drop")
+        pieces = rearrange(new[:, :, :, shape.prefix:], "l g k q d -> g q l k d")
+        return ours.at[:, rows[:, None], :, places[:, :shape.question]].set(pieces, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, cache),

@@ -12,8 +12,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.parallel.rules import MESH_AXES
 
 _FLOOR = -1e30
+_BLOCK = 128    # queries of a block of `row_attention`
 OUT, LSE = "attention_out", "attention_lse"  # names for remat policies (`models.stack`)
 
 
@@ -67,11 +69,29 @@ def xla_attention(
         scores = scores + jnp.where(visible, 0.0, _FLOOR)[:, None, None]
     # Normalised after the product with v: one pass over [T, D] instead of [T, S].
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bkgts,bskd->btkgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = out / rearrange(weights.sum(axis=-1), "b k g t -> b t k g 1")
+    out = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = rearrange(out / weights.sum(axis=-1, keepdims=True), "b k g t d -> b t k g d")
     if mask is not None:
         out = jnp.where(visible.any(axis=-1)[:, :, None, None, None], out, 0.0)
     return rearrange(out, "b t k g d -> b t (k g) d").astype(v.dtype)
+
+
+def row_attention(
+    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], mask: Mask,
+) -> Float[Array, "B T H D"]:
+    """The reference for rows that attend to themselves in their order: `_BLOCK` queries at a time, each block with the
+    keys up to its own end. Of the pairs that lie later in the row, and are nobody's, nearly all are never computed."""
+    length = q.shape[1]
+    if length <= 2 * _BLOCK:
+        return xla_attention(q, k, v, mask)
+    parts = []
+    for start in range(0, length, _BLOCK):
+        end = min(start + _BLOCK, length)
+        own, seen = slice(start, end), slice(0, end)
+        part = Mask(mask.q_segment[:, own], mask.kv_segment[:, seen], mask.q_branch[:, own], mask.kv_branch[:, seen],
+                    mask.q_index[:, own], mask.kv_index[:, seen])
+        parts.append(xla_attention(q[:, own], k[:, seen], v[:, seen], part))
+    return jnp.concatenate(parts, axis=1)
 
 
 def blockwise_attention(
@@ -156,15 +176,22 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
+def _split_along_rows() -> bool:
+    """Whether devices hold pieces of rows, which blocks of queries would cut across."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(mesh.shape.get(axis, 1) > 1 for axis in MESH_AXES["length"])
+
+
 def attention(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"],
-    mask: Mask | None = None, implementation: str = "xla",
+    mask: Mask | None = None, implementation: str = "xla", *, in_order: bool = False,
 ) -> Float[Array, "B T H D"]:
     """Scaled dot-product attention; K key/value heads each serve H / K query heads.
 
     Args:
         mask: None lets every query see every key (vision).
         implementation: "auto" or a key of `BACKENDS`; see `choose`.
+        in_order: queries and keys are the tokens of one row, in its order: `mask` is a `self_mask`.
 
     Returns:
         Zeros for queries that see no key.
@@ -173,6 +200,9 @@ def attention(
         UserError: the back end is not known.
     """
     chosen = choose(implementation, platform(), q.shape[1])
-    out = BACKENDS[chosen](q, k, v, mask)
+    if chosen == "xla" and in_order and mask is not None and not _split_along_rows():
+        out = row_attention(q, k, v, mask)
+    else:
+        out = BACKENDS[chosen](q, k, v, mask)
     # Kernels name it themselves, as their own backward pass takes it.
     return out if chosen in _KERNELS else checkpoint_name(out, OUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,36 +23,61 @@ from spatialllm_jax.parallel.rules import constrain
 
 @flax.struct.dataclass
 class Cache:
-    """Keys (rotated) and values of S slots for every layer. Which slots are valid is the `Mask`'s business."""
+    """Keys (rotated) and values of S slots for every layer. Which slots are valid is the `Mask`'s business.
 
-    k: Float[Array, "L B S K Dh"]
-    v: Float[Array, "L B S K Dh"]
+    Heads stand before slots, as products over the slots of a head want them. The layers of a scan are one array, `l` of
+    them; layers that are listed (see `Llama`) are an array each.
+    """
+
+    k: tuple[Float[Array, "l B K S Dh"], ...]
+    v: tuple[Float[Array, "l B K S Dh"], ...]
 
     @property
     def length(self) -> int:
         """S, the number of slots."""
-        return self.k.shape[2]
+        return self.k[0].shape[3]
 
-    def written(self, layer: Int[Array, ""], k: Float[Array, "B T K Dh"], v: Float[Array, "B T K Dh"],
+    @property
+    def dtype(self) -> Any:
+        """Of keys and values."""
+        return self.k[0].dtype
+
+    def written(self, layer: Int[Array, ""] | int, k: Float[Array, "B T K Dh"], v: Float[Array, "B T K Dh"],
                 slots: Int[Array, ""] | Int[Array, "B T"] | int) -> Cache:
         """With a layer's new keys and values at the slots from `slots` on, or at those it lists (beyond S: nowhere)."""
-        def one(held: Array, new: Array) -> Array:
-            new = new.astype(held.dtype)
+        part, at = _place(layer)
+
+        def one(parts: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
+            held, new = parts[part], new.astype(parts[part].dtype)
             if jnp.ndim(slots) == 0:
-                return jax.lax.dynamic_update_slice(held, new[None], (layer, 0, slots, 0, 0))
-            return held.at[layer, jnp.arange(len(new))[:, None], slots].set(new, mode="drop")
+                held = jax.lax.dynamic_update_slice(held, rearrange(new, "b t k d -> 1 b k t d"), (at, 0, 0, slots, 0))
+            else:
+                held = held.at[at, jnp.arange(len(new))[:, None], :, slots].set(new, mode="drop")
+            return (*parts[:part], held, *parts[part + 1:])
 
         return Cache(one(self.k, k), one(self.v, v))
 
-    def of(self, layer: Int[Array, ""]) -> tuple[Float[Array, "B S K Dh"], Float[Array, "B S K Dh"]]:
+    def of(self, layer: Int[Array, ""] | int) -> tuple[Float[Array, "B S K Dh"], Float[Array, "B S K Dh"]]:
         """A layer's keys and values."""
-        return self.k[layer], self.v[layer]
+        part, at = _place(layer)
+        k, v = (rearrange(parts[part][at], "b k s d -> b s k d") for parts in (self.k, self.v))
+        return k, v
 
 
-def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """An empty cache of `length` slots for `batch` rows."""
-    shape = (config.depth, batch, length, config.num_kv_heads, config.head_dim)
-    return Cache(*(constrain(jnp.zeros(shape, dtype), ("layers", "batch", None, "heads", None)) for _ in range(2)))
+def _place(layer: Int[Array, ""] | int) -> tuple[int, Int[Array, ""] | int]:
+    """Which array of a `Cache` a layer is in, and where in it."""
+    return (layer, 0) if isinstance(layer, int) else (0, layer)
+
+
+def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32, listed: bool = False) -> Cache:
+    """An empty cache of `length` slots for `batch` rows; `listed` as the `Llama` is."""
+    layers = [1] * config.depth if listed else [config.depth]
+
+    def empty(count: int) -> Array:
+        shape = (count, batch, config.num_kv_heads, length, config.head_dim)
+        return constrain(jnp.zeros(shape, dtype), ("layers", "batch", "heads", None, None))
+
+    return Cache(*(tuple(empty(count) for count in layers) for _ in range(2)))
 
 
 def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, " half"]:
@@ -86,7 +112,7 @@ class LlamaLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Float[Array, "B T D"], Cache | None], layer: Int[Array, ""] | None,
+        self, carry: tuple[Float[Array, "B T D"], Cache | None], layer: Int[Array, ""] | int | None,
         rope: tuple[Array, Array], mask: Mask, slots: Array | int | None, deterministic: bool,
     ) -> tuple[tuple[Float[Array, "B T D"], Cache | None], Array | None]:
         c = self.config
@@ -113,7 +139,7 @@ class LlamaAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], rope: tuple[Array, Array], mask: Mask, cache: Cache | None,
-        layer: Int[Array, ""] | None, slots: Array | int | None, deterministic: bool,
+        layer: Int[Array, ""] | int | None, slots: Array | int | None, deterministic: bool,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         c = self.config
 
@@ -133,12 +159,13 @@ class LlamaAttention(nn.Module):
         keys = _first_of_group(_kernel_of(query), c) if match else None
         k = checkpoint_name(rotate(project(linear("key", c.num_kv_heads, keys)), *rope), "key")
         v = checkpoint_name(project(value), "value")
+        in_order = cache is None
         if cache is not None:
             if slots is None or layer is None:
                 raise ValueError("a cache needs slots, where the new keys and values go")
             cache = cache.written(layer, k, v, slots)
             k, v = (x.astype(self.dtype) for x in cache.of(layer))
-        out = rearrange(attention(q, k, v, mask, self.attention), "b t h d -> b t (h d)")
+        out = rearrange(attention(q, k, v, mask, self.attention, in_order=in_order), "b t h d -> b t (h d)")
         back = _transposed(_kernel_of(value), c) if match else None
         out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
                      kernel_init=back, quantize=self.quantize, name="out")(out, deterministic)
@@ -190,6 +217,10 @@ class LlamaMLP(nn.Module):
 class Llama(nn.Module):
     """The decoder. Parameters: "embedding" `[V, D]`, "layers" (stacked), "norm", and "head" unless tied.
 
+    `listed`: the layers are "layer0", "layer1" ... instead, each with arrays of its own (`list_layers`). On CPUs a scan
+    copies every layer's parameters out of the stack before it uses them, which costs more than generating a token with
+    them does. Compilation grows with the depth.
+
     `lora` and `quantize` are of the layers' linears; embedding and head are the ends of the vocabulary and stay whole.
     """
 
@@ -200,6 +231,7 @@ class Llama(nn.Module):
     lora: LoRAConfig | None = None
     unroll: int = 1
     quantize: str = "none"
+    listed: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -235,12 +267,23 @@ class Llama(nn.Module):
         """
         c = self.config
         angles = positions[..., None].astype(jnp.float32) * rope_frequencies(c)
-        layers = stacked(LlamaLayer, c.depth, (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-                         self.remat, static_argnums=(6,), unroll=self.unroll)
-        # The cache is carried, not scanned over: each layer then writes its few slots in place.
-        (x, cache), every = layers(c, self.dtype, self.attention, self.lora, self.quantize, states, name="layers")(
-            (embeddings.astype(self.dtype), cache), None if cache is None else jnp.arange(c.depth),
-            (jnp.cos(angles), jnp.sin(angles)), mask, slots, deterministic)
+        settings = (c, self.dtype, self.attention, self.lora, self.quantize, states)
+        about = (jnp.cos(angles), jnp.sin(angles)), mask, slots, deterministic
+        carry: Any = embeddings.astype(self.dtype), cache
+        every: Any = None
+        if self.listed:
+            outputs: list[Any] = []
+            for layer in range(c.depth):
+                carry, output = LlamaLayer(*settings, name=f"layer{layer}")(carry, layer, *about)
+                outputs.append(output)
+            every = jnp.stack(outputs) if states else None
+        else:
+            layers = stacked(LlamaLayer, c.depth, (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                             self.remat, static_argnums=(6,), unroll=self.unroll)
+            # The cache is carried, not scanned over: each layer then writes its few slots in place.
+            carry, every = layers(*settings, name="layers")(
+                carry, None if cache is None else jnp.arange(c.depth), *about)
+        x, cache = carry
         if states:
             return jnp.concatenate([embeddings[None].astype(self.dtype), every]), cache
         return constrain(self.norm(x), ("batch", "length", None)), cache
@@ -263,3 +306,10 @@ class Llama(nn.Module):
         else:
             logits = self.head(hidden).astype(jnp.float32)
         return constrain(logits, (*rows, "vocab"))
+
+
+def list_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a `Llama` as it takes them when it is `listed`."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    depth = len(jax.tree.leaves(params["layers"])[0])
+    return rest | {f"layer{k}": jax.tree.map(lambda stack: stack[k], params["layers"]) for k in range(depth)}  # noqa: B023

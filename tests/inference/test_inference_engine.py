@@ -141,6 +141,9 @@ def test_folder_round_trip_and_user_mistakes(engine, params, tiny_tokenizer, pro
     loaded = load_engine(folder, batch_size=4)
     np.testing.assert_allclose(loaded.score(prompts[:2], row_length=96)[0], engine.score(prompts[:2], row_length=96)[0],
                                atol=1e-6)
+    # On a CPU a loaded model's layers are listed; `engine` scans over them.
+    assert loaded.model.listed and "layer0" in loaded.params["llm"] and not engine.model.listed
+    assert loaded.generate(prompts, max_new_tokens=6) == engine.generate(prompts, max_new_tokens=6)
     with pytest.raises(UserError, match="longer than 16 tokens"):
         engine.score(prompts[:1], row_length=16)
     with pytest.raises(UserError, match="has no options"):

@@ -256,7 +256,7 @@ def test_eight_devices_answer_as_one(params, sizes):
         held = board(placed, 4, 2, model=SpatialLLM(CONFIG.replace(unroll=2)))     # a program of its own
         assert answers(held, requests, visual) == expected
         if sizes.get("tensor"):
-            assert held.state.cache.k.addressable_shards[0].data.size * 8 == held.state.cache.k.size
+            assert held.state.cache.k[0].addressable_shards[0].data.size * 8 == held.state.cache.k[0].size
 
 
 def test_prompts_are_divided_behind_their_picture():
