@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     if args.endpoint:
         model: Any = _endpoint(args)
         settings |= {"model": args.endpoint_model, "endpoint": args.endpoint, "format": args.endpoint_format}
+        if args.endpoint_set:
+            settings["parameters"] = dict(model.config.parameters)
         out, chunk = args.out, max(1, args.endpoint_workers) * 4
         if not out:
             raise UserError("--endpoint needs --out, the folder for its answers")
@@ -134,6 +136,8 @@ def _endpoint_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--endpoint-attempts", type=int, default=6, help="attempts per question")
     group.add_argument("--endpoint-workers", type=int, default=4, help="requests under way at once")
     group.add_argument("--endpoint-rate", type=float, default=0.0, help="most requests a minute; 0: no limit")
+    group.add_argument("--endpoint-set", action="append", default=[], metavar="NAME=JSON",
+                       help="a parameter of every request; null leaves it out, e.g. temperature=null")
     group.add_argument("--endpoint-price", default="", metavar="IN,OUT", help="dollars per million tokens, for costs")
     group.add_argument("--judge", metavar="URL", help="have a language model read what no rule could; counted apart")
     group.add_argument("--judge-model", default="", metavar="NAME", help="the judge's name there")
@@ -147,7 +151,21 @@ def _endpoint(args: argparse.Namespace) -> Any:
         raise UserError("--endpoint needs --endpoint-model, the model's name there")
     return Endpoint(EndpointConfig(
         args.endpoint, args.endpoint_model, args.endpoint_format, args.endpoint_key, args.endpoint_timeout,
-        args.endpoint_attempts, args.endpoint_rate, args.endpoint_workers))
+        args.endpoint_attempts, args.endpoint_rate, args.endpoint_workers, parameters=_parameters(args.endpoint_set)))
+
+
+def _parameters(texts: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    def one(text: str) -> tuple[str, Any]:
+        name, equals, value = text.partition("=")
+        try:
+            if not (name and equals):
+                raise ValueError
+            return name, json.loads(value)
+        except ValueError:
+            raise UserError(f"--endpoint-set {text} is not NAME=JSON, such as max_completion_tokens=256 or "
+                            "temperature=null") from None
+
+    return tuple(one(text) for text in texts)
 
 
 def _check(benchmark: Any, source: Any, mode: str, args: argparse.Namespace) -> None:

@@ -67,6 +67,7 @@ class EndpointConfig:
         per_minute: most requests a minute, 0 for no limit.
         workers: requests under way at once.
         longest_side: pictures are scaled down to so many pixels.
+        parameters: set in every request; None leaves one out that is sent otherwise (models that refuse `temperature`).
     """
 
     url: str
@@ -78,6 +79,7 @@ class EndpointConfig:
     per_minute: float = 0.0
     workers: int = 4
     longest_side: int = 2048
+    parameters: tuple[tuple[str, Any], ...] = ()
 
 
 class Endpoint:
@@ -120,8 +122,9 @@ class Endpoint:
             content = [{"type": "image", "source": {"type": "base64", "media_type": kind, "data": encoded}}
                        if self.config.format == "anthropic" else
                        {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{encoded}"}}, text]
-        return json.dumps({"model": self.config.model, "max_tokens": max_new_tokens, "temperature": temperature,
-                           "messages": [{"role": "user", "content": content}]}).encode()
+        body = {"model": self.config.model, "max_tokens": max_new_tokens, "temperature": temperature,
+                "messages": [{"role": "user", "content": content}], **dict(self.config.parameters)}
+        return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
     def _headers(self) -> dict[str, str]:
         if self.config.format == "anthropic":

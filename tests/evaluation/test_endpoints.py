@@ -49,6 +49,14 @@ def test_both_formats(kind, monkeypatch):
     assert picture_of(body) == ("image/png", encoded())
 
 
+def test_parameters_of_every_request():
+    with serving(lambda *_: "fine") as fake:
+        chosen = (("temperature", None), ("max_tokens", None), ("max_completion_tokens", 99))
+        endpoint(fake, parameters=chosen).generate(prompts(1), max_new_tokens=9)
+    body = fake.requests[0][2]
+    assert body["max_completion_tokens"] == 99 and not {"temperature", "max_tokens"} & set(body)
+
+
 def test_pictures_carry_their_regions_as_local_models_see_them():
     marks = (Region("0", (0.1, 0.1, 0.6, 0.8), "cat"), Region("1", (0.5, 0.2, 0.9, 0.9), "dog"))
     big = encoded("JPEG", (400, 300))

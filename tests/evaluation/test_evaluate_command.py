@@ -112,6 +112,10 @@ def test_other_settings_do_not_mix(tmp_path, capsys):
         evaluate.main(flags(fake, data, tmp_path / "run"))
         evaluate.main([*flags(fake, data, tmp_path / "run"), "--max-new-tokens", "7"])
         assert len(fake.requests) == 8 and "moved to" in capsys.readouterr().out
+        evaluate.main([*flags(fake, data, tmp_path / "run"), "--endpoint-set", "temperature=null"])
+        assert "temperature" not in fake.requests[-1][2] and "moved to" in capsys.readouterr().out
+        with pytest.raises(UserError, match="NAME=JSON"):
+            evaluate.main([*flags(fake, data, tmp_path / "run"), "--endpoint-set", "temperature=cold"])
         assert len((tmp_path / "run" / "earlier-1" / "predictions.jsonl").read_text().splitlines()) == 4
 
 
