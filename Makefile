@@ -14,7 +14,7 @@ JOBS ?= 2
 # torch is only an oracle for tests; `make test EXTRAS=test` leaves it (and the parity tests) out.
 EXTRAS ?= test,torch
 
-.PHONY: help quickstart roadmap test test-slow lint real plan plan-all setup-quickstart setup-test setup-plan clean
+.PHONY: help quickstart roadmap test test-slow test-lmms test-lmms-all lint real plan plan-all setup-quickstart setup-test setup-plan clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,6 +50,17 @@ test: setup-test ## lint, types and tests (under 12 minutes on 2 cores)
 test-slow: setup-test ## the longer proofs
 	$(RUN) -m pytest -m slow
 
+# An environment of its own: lmms-eval asks for torchvision, audio and video readers, which no task of the test needs.
+# These are what its core imports.
+LMMS := loguru accelerate datasets evaluate jsonlines numexpr pytablewriter sacrebleu httpx tenacity python-dotenv openai
+test-lmms: ## the model class for lmms-eval, under lmms-eval
+	@$(MAKE) --no-print-directory VENV=$(VENV)-lmms test-lmms-all
+
+test-lmms-all: setup-test
+	@$(RUN) -c "import lmms_eval" 2>/dev/null || { $(RUN) -m pip install -q -c constraints.txt $(LMMS) && \
+		$(RUN) -m pip install -q --no-deps lmms-eval==0.7.3; }
+	$(RUN) -m pytest tests/evaluation/test_lmms_model.py
+
 roadmap: setup-quickstart ## all ten rows of Table 2 at `tiny`, its table and Fig. 6 (at most three hours)
 	$(RUN) -m launch.roadmap --budget $(BUDGET) --seed $(SEED)
 
@@ -68,4 +79,4 @@ setup-plan:
 	$(call environment,plan-tpu$(comma)plan-gpu)
 
 clean: ## removes the environment and runs/
-	rm -rf $(VENV) $(VENV)-plan runs
+	rm -rf $(VENV) $(VENV)-plan $(VENV)-lmms runs

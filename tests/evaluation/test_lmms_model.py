@@ -1,0 +1,165 @@
+"""An installed lmms-eval finds the engine, asks it a small local task, and its answers are the engine's own.
+
+Run by `make test-lmms`, in an environment of its own: lmms-eval brings a hundred packages along.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.inference.engine import load_engine
+from spatialllm_jax.inference.prompts import ChatSettings, Prompt
+from spatialllm_jax.models import store
+from spatialllm_jax.models.presets import preset
+from tests.conftest import random_params
+
+pytestmark = [pytest.mark.slow]
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; run: make test-lmms")
+ASKED = ("What colour is the wall?", "Is the cat closer than the dog?", "Count <image> dogs.")
+
+COMMON = """\
+dataset_path: {data}
+dataset_kwargs:
+  load_from_disk: true
+test_split: test
+doc_to_visual: !function local_docs.pictures
+doc_to_text: question
+"""
+WORDS = COMMON + """\
+task: local_words
+output_type: generate_until
+doc_to_target: answer
+generation_kwargs:
+  max_new_tokens: 6
+  temperature: 0
+  do_sample: false
+  until: ["e"]
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+CHOICES = COMMON + """\
+task: local_choices
+output_type: multiple_choice
+doc_to_choice: !function local_docs.options
+doc_to_target: label
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+DOCS = """\
+def pictures(doc):
+    return [doc["image"].convert("RGB")] if doc["image"] is not None else []
+
+
+def options(doc):
+    return ["yes", "no", "a wall"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_tokenizer, tmp_path_factory):
+    config = preset("nano")
+    config = config.replace(llm=dataclasses.replace(config.llm, vocab_size=512))
+    where = tmp_path_factory.mktemp("lmms") / "model"
+    store.save_model(where, config, random_params(config))
+    (where / "chat.json").write_text(json.dumps(dataclasses.asdict(ChatSettings("compact", "look", 16, "stretch"))))
+    tiny_tokenizer.save(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def documents():
+    """Three pictures with two questions each, and a question without a picture."""
+    rng = np.random.default_rng(0)
+    found = [{"image": Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)), "question": ASKED[k],
+              "answer": "yes", "label": k % 3} for _ in range(3) for k in (0, 1)]
+    return [*found, {"image": None, "question": ASKED[2], "answer": "no", "label": 1}]
+
+
+def lmms(tmp_path, documents, folder, yaml, name, *more):
+    import datasets
+
+    shown = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"),
+                               "answer": datasets.Value("string"), "label": datasets.Value("int32")})
+    data = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents, features=shown)})
+    data.save_to_disk(tmp_path / "data")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/local_docs.py").write_text(DOCS)
+    (tmp_path / f"tasks/{name}.yaml").write_text(yaml.format(data=tmp_path / "data"))
+    done = subprocess.run(
+        [sys.executable, "-m", "lmms_eval", "--model", "spatialllm_jax", "--model_args", f"pretrained={folder}",
+         "--tasks", name, "--include_path", tmp_path / "tasks", "--batch_size", "4", "--log_samples",
+         "--output_path", tmp_path / "out", *more], text=True, capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")})
+    assert done.returncode == 0, done.stderr[-3000:]
+    samples, = (tmp_path / "out").rglob(f"*samples_{name}.jsonl")
+    results, = (tmp_path / "out").rglob("*results.json")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    return sorted(lines, key=lambda line: line["doc_id"]), json.loads(results.read_text())["results"][name]
+
+
+def prompts_of(documents, options=()):
+    def encoded(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return [Prompt(f"{k}", encoded(doc["image"]) if doc["image"] else b"", doc["question"].replace("<image>", ""),
+                   options) for k, doc in enumerate(documents)]
+
+
+def test_words(tmp_path, folder, documents):
+    lines, result = lmms(tmp_path, documents, folder, WORDS, "local_words")
+    words = load_engine(folder, batch_size=2).generate(prompts_of(documents), max_new_tokens=6)
+    cut = [text.partition("e")[0].strip() for text in words]
+    assert [line["filtered_resps"][0].strip() for line in lines] == cut
+    assert any(text.strip() != before for text, before in zip(words, cut, strict=True))     # the stop string met
+    assert len(set(cut)) > 1
+    assert result["exact_match,none"] == np.mean([a == doc["answer"] for a, doc in zip(cut, documents, strict=True)])
+
+
+def test_choices(tmp_path, folder, documents):
+    lines, result = lmms(tmp_path, documents, folder, CHOICES, "local_choices")
+    scores = load_engine(folder, batch_size=2).score(prompts_of(documents, ("yes", "no", "a wall")))
+    for line, expected in zip(lines, scores, strict=True):
+        found = [float(reply[0]) for reply in line["filtered_resps"]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    best = [int(np.argmax(values)) for values in scores]
+    assert result["acc,none"] == np.mean([k == doc["label"] for k, doc in zip(best, documents, strict=True)])
+
+
+def test_mistakes(folder):
+    from spatialllm_jax.evaluation.lmms_model import LmmsModel
+
+    with pytest.raises(UserError, match="needs pretrained"):
+        LmmsModel()
+    with pytest.raises(UserError, match="does not know temprature"):
+        LmmsModel(str(folder), temprature=1)
+    model = LmmsModel(str(folder))
+
+    def ask(visuals, **settings):
+        from lmms_eval.api.instance import Instance
+
+        model.task_dict = {"t": {"test": [None]}}
+        model.generate_until([Instance("generate_until", ("q", settings, lambda _: visuals, 0, "t", "test"), 0,
+                                       {"task": "t", "doc_id": 0, "repeats": 1})])
+
+    with pytest.raises(UserError, match="2 pictures"):
+        ask([Image.new("RGB", (4, 4))] * 2)
+    with pytest.raises(UserError, match="num_beams=3"):
+        ask([], num_beams=3)
+    with pytest.raises(UserError, match="a dict is no picture"):
+        ask([{"video": 1}])
+    with pytest.raises(UserError, match="cannot be read"):
+        ask(["/nowhere.png"])
