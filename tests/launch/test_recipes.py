@@ -48,6 +48,7 @@ def test_usage_is_told(script):
     assert found.returncode != 0 and "usage:" in found.stderr
 
 
+@pytest.mark.slow
 def test_slurm_on_two_nodes(tiny_dataset, tmp_path):
     """The batch script with a stand-in for srun: two processes find each other by SLURM's variables and train."""
     with socket.socket() as probe:

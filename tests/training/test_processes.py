@@ -88,7 +88,7 @@ def test_two_processes_write_what_a_quantised_stage_leaves(launch, tiny_dataset,
             np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
 
 
-@pytest.mark.parametrize("axis", ["fsdp", "context"])
+@pytest.mark.parametrize("axis", ["fsdp", pytest.param("context", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(launch, tiny_dataset, tmp_path, whole, axis):
     """Same losses and parameters as a single process, to 1e-5; files are written once. With `context`, each process
     feeds all rows and computes half of every one."""
@@ -126,6 +126,7 @@ def test_kill_9_loses_only_the_steps_since_the_last_save(launch, tiny_dataset, t
         assert (np.asarray(leaf) == np.asarray(theirs[path])).all(), path
 
 
+@pytest.mark.slow
 def test_another_mesh_takes_over(launch, tiny_dataset, tmp_path, whole):
     """A run killed on one device goes on over four."""
     config = tree(tiny_dataset, tmp_path)

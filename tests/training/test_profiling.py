@@ -16,6 +16,7 @@ def events(folder):
     return json.loads(gzip.open(file).read())["traceEvents"]
 
 
+@pytest.mark.slow
 def test_train_writes_a_trace(tiny_dataset, tmp_path, caplog):
     config = tmp_path / "nano.py"
     config.write_text(CONFIG.format(config=tree(tiny_dataset, tmp_path, steps=6, save_every=6)))

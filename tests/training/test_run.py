@@ -158,8 +158,8 @@ def test_resume_is_exact(tiny_dataset, tmp_path, one_device, monkeypatch, uninte
     assert same(store.load_params(tmp_path / "run" / "tune" / "model"), params)
 
 
-@pytest.mark.parametrize("shape", [{"data": 4, "fsdp": 2}, {"data": 4, "tensor": 2},
-                                   {"data": 1, "fsdp": 2, "context": 4}])
+@pytest.mark.parametrize("shape", [pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
+                                   {"data": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}])
 def test_eight_devices_give_the_same_losses(tiny_dataset, tmp_path, uninterrupted, compilations, shape):
     tree = {**config(tiny_dataset, tmp_path), "mesh": shape}
     train(tree, tmp_path / "run")
@@ -167,6 +167,7 @@ def test_eight_devices_give_the_same_losses(tiny_dataset, tmp_path, uninterrupte
     np.testing.assert_allclose(losses(tmp_path / "run" / "tune"), uninterrupted[1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_contrast_in_chunks_trains_alike(tiny_dataset, tmp_path, compilations):
     """Stage 0 on 8 devices, 3 rows of logits at a time, is stage 0 with the whole matrix."""
     rows = {"batch_size": 16, "length": 16, "images": 1, "image_size": 16, "packing": False}
