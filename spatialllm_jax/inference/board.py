@@ -202,7 +202,7 @@ class Board:
         nowhere = self.shape.rows
         for size, width in itertools.product(self.sizes.pictures, self.sizes.prefixes):
             self._begin([(nowhere, _Seat(None, Request(None, dummy, dummy, 1), 0))], size, width,
-                        lambda _, size=size: visual(size))
+                        lambda tickets: visual(len(tickets)))
             yield
         for sampled in (False, True):
             seat = _Seat(None, Request(None, dummy, dummy, 1, float(sampled)), 0)

@@ -14,7 +14,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes
 from spatialllm_jax.inference.board import Request
 from spatialllm_jax.inference.engine import Engine
-from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt
+from spatialllm_jax.inference.prompts import Prompt, open_prompt
 from spatialllm_jax.inference.words import Words
 
 MOST_OPTIONS = 16       # options of one prompt; scoring has one program for all numbers of them
@@ -105,10 +105,15 @@ class Live:
         self.engine = dataclasses.replace(engine, image_batches=(1, _IMAGES))
         self._scorer = dataclasses.replace(self.engine, batch_size=1)
         self.shape = shape
-        with engine.devices():
-            self._board = self.engine.board(shape, open=True)
-        self._known: dict[Any, tuple[Ready, Words]] = {}
         self._seconds = _PACE       # per token, as last seen
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty lanes; whoever had one or waited is forgotten."""
+        self._known: dict[Any, tuple[Ready, Words]] = {}
+        self._board: Any = None     # its memory first
+        with self.engine.devices():
+            self._board = self.engine.board(self.shape, open=True)
 
     @property
     def busy(self) -> bool:
@@ -167,6 +172,18 @@ class Live:
         if len(ready.prompt.options) > MOST_OPTIONS:
             raise UserError(f"{len(ready.prompt.options)} options are more than {MOST_OPTIONS}")
         return self._scorer.score([ready.prompt], row_length=self._row, branches=MOST_OPTIONS)[0]
+
+    @property
+    def waiting(self) -> int:
+        """Answers that wait for a lane."""
+        return len(self._known) - self.running
+
+    @property
+    def programs(self) -> int:
+        """What `warm` yields for."""
+        sizes = self._board.sizes
+        return (len(self.engine.image_batches) + len(sizes.pictures) * len(sizes.prefixes)
+                + 2 * (len(sizes.questions) * len(sizes.widths) + 1) + 1)
 
     def warm(self) -> Iterator[None]:
         """Compiles every program that may be needed, one after the other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -57,6 +58,11 @@ class Prompt:
         """What is drawn for this prompt comes from here, whatever else is asked with it."""
         said = [text for turn in self.history for text in turn]
         return zlib.crc32("\0".join([self.image_id, *said, self.question]).encode())
+
+
+def picture_id(image: bytes) -> str:
+    """An `image_id` that equal files share, and no others; "" for none."""
+    return hashlib.sha256(image).hexdigest()[:32] if image else ""
 
 
 @dataclasses.dataclass(frozen=True)
