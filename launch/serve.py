@@ -52,7 +52,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     engine = load_engine(args.model, batch_size=args.concurrent, mesh=read_mesh(args.mesh) if args.mesh else None)
     shape = lanes_for(engine, args.context, args.max_new_tokens, args.concurrent, args.per_picture)
     worker = Worker(Live(engine, shape))
-    _warm(worker)
+    warm(worker)
     key = os.environ.get(KEY, "")
     service = Service(worker, args.name or _name(args.model), limits, key)
     if not key and args.host not in run.LOOPBACK:
@@ -78,16 +78,14 @@ def _serving(args: Any) -> tuple[Any, Any]:
     return limits, run
 
 
-def _warm(worker: Any) -> None:
+def warm(worker: Any) -> None:
     """Starts the engine's thread and waits until it has compiled everything."""
     from tqdm import tqdm
 
-    total = worker.live.programs
-    with tqdm(total=total, desc="compiling", unit="program") as bar:
+    with tqdm(total=worker.live.programs, desc="compiling", unit="program") as bar:
         worker.progress = bar.update
         worker.start()
-        while not worker.warm.wait(0.1):
-            bar.refresh()
+        worker.warm.wait()
     if worker.failure is not None:
         raise worker.failure
 

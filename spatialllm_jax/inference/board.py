@@ -22,8 +22,9 @@ from spatialllm_jax.models.spatialllm import SpatialLLM
 
 # Pictures and questions are taken up so many at a time, by programs of that size.
 _BEGIN, _ASK = 8, 16
-# Questions up to so many tokens have programs of their own where requests arrive one by one.
-_SHORT = 64
+# Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
+_WIDTHS = (32, 128, 512)
+_WARM_TURNS = 4
 _NOBODY = object()      # the group of a row that holds no picture yet
 
 Visual = Callable[[Sequence[Any]], jax.Array]
@@ -86,12 +87,13 @@ def one_size(shape: lanes.Shape) -> Sizes:
 
 
 def any_size(shape: lanes.Shape) -> Sizes:
-    """For requests that arrive one by one: nobody waits for the padding of seven others."""
-    def ladder(few: int, many: int) -> tuple[int, ...]:
-        return (few, many) if few < many else (many,)
+    """For requests that arrive one by one: nobody waits for the padding of seven others, or for a long prompt's."""
+    def ladder(few: Sequence[int], most: int) -> tuple[int, ...]:
+        return (*(size for size in few if size < most), most)
 
-    return Sizes(ladder(1, min(_BEGIN, shape.rows)), ladder(_SHORT, shape.prefix),
-                 ladder(1, min(_BEGIN, shape.rows * shape.lanes)), ladder(_SHORT, shape.question))
+    # Before its questions a prompt has its picture, or next to nothing.
+    return Sizes(ladder((1,), min(_BEGIN, shape.rows)), ladder(_WIDTHS[:1], shape.prefix),
+                 ladder((1,), min(_BEGIN, shape.rows * shape.lanes)), ladder(_WIDTHS, shape.question))
 
 
 @dataclasses.dataclass
@@ -197,6 +199,19 @@ class Board:
         Args:
             visual: any visual tokens `[G, V, D]` of so many pictures.
         """
+        programs: tuple[Any, ...] = (lanes.begin, lanes.ask, lanes.advance, lanes.release)
+        for turn in range(_WARM_TURNS):
+            before = sum(program._cache_size() for program in programs)
+            for _ in self._every_program(visual):
+                if not turn:
+                    yield
+            # Where the lanes' arrays lie is known only when they come out of a program: what was compiled for new ones
+            # is compiled again, for the ones that there will be.
+            if sum(program._cache_size() for program in programs) == before:
+                break
+        jax.block_until_ready(self.state)
+
+    def _every_program(self, visual: Callable[[int], jax.Array]) -> Iterator[None]:
         text = np.zeros(1, np.int32)
         dummy = Encoded(text, text > 0, text, text, text - 1, ())
         nowhere = self.shape.rows
@@ -213,7 +228,6 @@ class Board:
                                        np.int32(1), sampled=sampled)
             yield
         self.state = lanes.release(self.state, np.zeros((self.shape.rows, self.shape.lanes), bool))
-        jax.block_until_ready(self.state)
 
     def _take_up(self, visual: Visual) -> bool:
         """Gives lanes to those who wait; whether there were any."""

@@ -233,6 +233,10 @@ class Engine:
             self._recent.popitem(last=False)
         return found
 
+    def forget(self) -> None:
+        """Drops the features of pictures seen so far; while nobody is answered."""
+        self._recent.clear()
+
     def warm_encoders(self) -> Iterator[None]:
         """Compiles the encoders for every size of `image_batches`, one after the other."""
         for size in self.image_batches:

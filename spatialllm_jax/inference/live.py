@@ -89,7 +89,7 @@ def lanes_for(engine: Engine, context: int, new: int, concurrent: int, per_pictu
         raise UserError(f"--concurrent {concurrent} must be a multiple of --per-picture {per_picture}")
     picture = engine.longest_layout()
     opening = open_prompt(engine.tokenizer, engine.settings, "?", picture).image_index
-    prefix = -(-(int(np.flatnonzero(opening >= 0)[-1]) + 1) // 64) * 64
+    prefix = -(-(int(np.flatnonzero(opening >= 0)[-1]) + 1) // 16) * 16
     context = context or prefix + 512
     if context < prefix + 16:
         raise UserError(f"--context {context} is too short: the picture and what stands before it take up to {prefix} "
@@ -154,12 +154,13 @@ class Live:
                 updates = []
                 for event in events:
                     words = self._known[event.ticket][1]
+                    first = not words.count
                     text = words.add(event.tokens, event.ended)
                     if words.finish:
                         del self._known[event.ticket]
                         if not event.ended:
                             self._board.cancel(event.ticket)
-                    if text or words.finish:
+                    if text or words.finish or first:       # the first token may be half a character
                         updates.append(Update(event.ticket, text, words.finish, words.count))
                 spent, began = time.perf_counter() - began, time.perf_counter()
                 if (most := max((len(event.tokens) for event in events), default=0)) > 1:

@@ -28,7 +28,8 @@ _OPEN = ("/", "/health")        # need no key
 # The page is one file, and nothing else may be loaded or asked from it.
 _PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; "
                  "style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'; base-uri 'none'; "
-                 "form-action 'none'; frame-ancestors 'none'", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+                 "form-action 'none'; frame-ancestors 'none'",
+                 "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def build(service: Service, hosts: Collection[str] = ()) -> ASGIApp:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 from types import FrameType
@@ -45,11 +44,6 @@ class Server(uvicorn.Server):
             app.build(service, LOOPBACK if host in LOOPBACK else ()), interface="asgi3",
             log_config=None, access_log=False, lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=10,
             server_header=False))
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
-        self.service.worker.attach(asyncio.get_running_loop())
-        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -18,14 +19,15 @@ from spatialllm_jax.serving.errors import RequestError
 
 
 class Job:
-    """One request for an answer, as the event loop sees it.
+    """One request for an answer, as the event loop that made it sees it.
 
     Attributes:
+        loop: that event loop.
         updates: pieces of the answer, or the log-likelihoods of the options, or why there will be none.
     """
 
     def __init__(self, ready: Ready):
-        self.ready = ready
+        self.ready, self.loop = ready, asyncio.get_running_loop()
         self.updates: asyncio.Queue[Update | np.ndarray | RequestError] = asyncio.Queue()
 
 
@@ -40,16 +42,11 @@ class Worker:
         self.warm = threading.Event()
         self._commands: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._jobs: set[Job] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begins to compile; `warm` is set when that is done, or has failed."""
         self._thread.start()
-
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tells on which event loop the jobs' queues are."""
-        self._loop = loop
 
     def submit(self, job: Job) -> None:
         """Has a job answered."""
@@ -127,12 +124,11 @@ class Worker:
         self._tell([(job, RequestError(500, message, "engine_failure")) for job in failed])
 
     def _tell(self, items: list[tuple[Job, Any]]) -> None:
-        """Hands items over to the event loop, all in one call."""
-        if not items or self._loop is None or self._loop.is_closed():
-            return
-
-        def put() -> None:
+        """Hands items over to their event loops, all in one call."""
+        def put(items: list[tuple[Job, Any]]) -> None:
             for job, item in items:
                 job.updates.put_nowait(item)
 
-        self._loop.call_soon_threadsafe(put)
+        for loop in {job.loop for job, _ in items}:
+            with contextlib.suppress(RuntimeError):     # a loop that has ended
+                loop.call_soon_threadsafe(put, [(job, item) for job, item in items if job.loop is loop])

@@ -1,6 +1,7 @@
 """Answers to requests that come and go, against the same prompts answered alone and in a closed list."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,11 +11,13 @@ from spatialllm_jax.data import chat
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes
-from spatialllm_jax.inference.engine import Engine
+from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.inference.live import MOST_OPTIONS, Live, Sampling, lanes_for
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt
+from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import SpatialLLM
+from spatialllm_jax.parallel.mesh import read_mesh
 from tests.conftest import random_params
 
 NANO = preset("nano")
@@ -25,14 +28,16 @@ NEW = 10
 
 @pytest.fixture(scope="module")
 def engine(tiny_tokenizer):
-    return Engine(SpatialLLM(CONFIG), random_params(CONFIG), tiny_tokenizer, SETTINGS, batch_size=4)
+    # Committed to a device, as loaded weights are.
+    params = jax.device_put(random_params(CONFIG), jax.devices()[0])
+    return Engine(SpatialLLM(CONFIG), params, tiny_tokenizer, SETTINGS, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def live(engine):
     found = Live(engine, lanes_for(engine, 128, NEW, 4, 2))
-    assert found.shape == lanes.Shape(2, 2, 64, 64, NEW)
-    assert len(list(found.warm())) > 8
+    assert found.shape == lanes.Shape(2, 2, 16, 112, NEW)
+    assert len(list(found.warm())) == found.programs
     return found
 
 
@@ -70,6 +75,31 @@ def answered(live, prompts, samplings, arrivals=None, left=(), whole=10**6):
     return texts, finishes, tokens
 
 
+def test_nothing_compiles_after_warming_up(engine, live, prompts):
+    compiled = []
+
+    def heard(name, *_, **__):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        jax.jit(lambda x: x + 41)(1)
+        assert compiled         # the listener hears
+        compiled.clear()
+        answered(live, prompts[:1], [Sampling(2)])
+        assert not compiled
+        for count in (2, 3, 7, len(prompts)):
+            fresh = [dataclasses.replace(p, image_id=p.image_id + str(count)) for p in prompts[-count:]]
+            for temperature in (0.0, 1.0):
+                answered(live, fresh, [Sampling(4, temperature, 0.5, stop=("a",))] * count, left={1})
+        for options in (("red", "green"), tuple("abcdefghi")):
+            live.score(live.ready(dataclasses.replace(prompts[0], options=options), Sampling(1)))
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+
+
 def test_whoever_else_is_served(engine, live, prompts):
     """All kinds of prompts at random times, some of them drawn, some left: each as if it were alone."""
     rng = np.random.default_rng(0)
@@ -94,29 +124,6 @@ def test_whoever_else_is_served(engine, live, prompts):
             else:
                 assert together[k].startswith(found[place])
     assert live.running == 0 and not live.busy
-
-
-def test_nothing_compiles_after_warming_up(engine, live, prompts):
-    compiled = []
-
-    def heard(name, *_, **__):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    try:
-        jax.jit(lambda x: x + 41)(1)
-        assert compiled         # the listener hears
-        compiled.clear()
-        for count in (1, 2, 3, 7, len(prompts)):
-            fresh = [dataclasses.replace(p, image_id=p.image_id + str(count)) for p in prompts[-count:]]
-            for temperature in (0.0, 1.0):
-                answered(live, fresh, [Sampling(4, temperature, 0.5, stop=("a",))] * count, left={1})
-        for options in (("red", "green"), tuple("abcdefghi")):
-            live.score(live.ready(dataclasses.replace(prompts[0], options=options), Sampling(1)))
-        assert not compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
 
 
 def test_options_are_scored_as_by_the_engine(engine, live, prompts):
@@ -186,7 +193,7 @@ def test_conversations_read_as_in_training(tiny_tokenizer):
 def test_prompts_that_do_not_fit(engine, live, prompts):
     with pytest.raises(UserError, match=r"has \d+ tokens, 4 of them for the picture, and may have 128"):
         live.ready(dataclasses.replace(prompts[0], question="cat dog " * 100), Sampling(1))
-    for arguments, match in (((70, 4, 4, 2), "--context 70 is too short"), ((0, 0, 4, 2), "--max-new-tokens 0"),
+    for arguments, match in (((20, 4, 4, 2), "--context 20 is too short"), ((0, 0, 4, 2), "--max-new-tokens 0"),
                              ((0, 4, 4, 3), "multiple of --per-picture"), ((0, 4, 0, 1), "--concurrent 0")):
         with pytest.raises(UserError, match=match):
             lanes_for(engine, *arguments)
@@ -209,3 +216,21 @@ def test_top_p_keeps_the_head_of_the_softmax():
             total += share[token]
         assert set(np.flatnonzero(np.isfinite(kept)).tolist()) == (set(range(30)) if p >= 1 else expected)
         assert (kept[list(expected)] == row[list(expected)]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["fsdp=8", "data=2,tensor=4"])
+def test_eight_devices_answer_as_one_and_compile_nothing_later(live, prompts, tiny_tokenizer, tmp_path, axes):
+    store.save_model(tmp_path, CONFIG, random_params(CONFIG))
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
+    engine = load_engine(tmp_path, batch_size=4, mesh=read_mesh(axes))
+    spread = Live(engine, lanes_for(engine, 128, NEW, 4, 2))
+    list(spread.warm())
+    programs = (lanes.begin, lanes.ask, lanes.advance, lanes.release)
+    before = sum(program._cache_size() for program in programs)
+    samplings = [Sampling(NEW, k % 2, 0.9, k) for k in range(len(prompts))]
+    found = answered(spread, prompts, samplings, left={3})
+    assert sum(program._cache_size() for program in programs) == before
+    expected = answered(live, prompts, samplings, left={3})
+    assert [one for k, one in enumerate(found[0]) if k != 3] == [one for k, one in enumerate(expected[0]) if k != 3]
