@@ -6,8 +6,8 @@ of its own. Answers of both are compared first: they must be equal, text for tex
 1. First token: one client at a time asks for a stream; from the first byte sent to the first event received. Beside
    it a bare prefill: one program that encodes the picture and reads the prompt, unpadded, up to the first token; no
    HTTP, no base64, no decoding of the file.
-2. Throughput: `--concurrent` clients, threads of this process, against `Engine.generate` with the same prompts in a list
-   and as many lanes. Answers are streamed, `--new` tokens each.
+2. Throughput: `--concurrent` clients, threads of this process, against `Engine.generate` with the same prompts in a
+   list and as many lanes. Answers are streamed, `--new` tokens each.
 """
 
 from __future__ import annotations

@@ -57,9 +57,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     service = Service(worker, args.name or _name(args.model), limits, key)
     if not key and args.host not in run.LOOPBACK:
         print(f"note: anybody who reaches {args.host} may ask; set {KEY} to have requests carry a key")
-    print(f"ready: {run.address(sock)} serves {service.name!r}, prompts of up to {shape.context} tokens, answers of up "
-          f"to {shape.new}, {args.concurrent} at a time", flush=True)
-    run.Server(service, args.host).run([sock])
+    said = (f"ready: {run.address(sock)} serves {service.name!r}, prompts of up to {shape.context} tokens, answers of "
+            f"up to {shape.new}, {args.concurrent} at a time")
+    run.Server(service, args.host, lambda: print(said, flush=True)).run([sock])
     worker.stop()
     answered = service.metrics.requests
     print(f"ended after {sum(answered.values())} requests")

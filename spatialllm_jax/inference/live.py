@@ -151,10 +151,11 @@ class Live:
             steps = int(np.clip(_PACE / self._seconds, 1, _MOST_STEPS))
             began = time.perf_counter()
             for events in self._board.step(self._visual, steps):
-                updates = []
+                updates, moved = [], 0
                 for event in events:
                     words = self._known[event.ticket][1]
                     first = not words.count
+                    moved = moved if first else max(moved, len(event.tokens))
                     text = words.add(event.tokens, event.ended)
                     if words.finish:
                         del self._known[event.ticket]
@@ -163,8 +164,8 @@ class Live:
                     if text or words.finish or first:       # the first token may be half a character
                         updates.append(Update(event.ticket, text, words.finish, words.count))
                 spent, began = time.perf_counter() - began, time.perf_counter()
-                if (most := max((len(event.tokens) for event in events), default=0)) > 1:
-                    self._seconds = 0.5 * self._seconds + 0.5 * spent / most
+                if moved:       # else prompts were read
+                    self._seconds = 0.5 * self._seconds + 0.5 * spent / moved
                 yield updates
                 began = time.perf_counter()     # what was done with them took time, too
 

@@ -24,6 +24,9 @@ class RequestError(Exception):
     param: str | None = None
     retry_after: int | None = None
 
+    def __str__(self) -> str:
+        return self.message
+
     @property
     def type(self) -> str:
         """The kind of error, as OpenAI names them."""

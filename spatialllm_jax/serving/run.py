@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -37,13 +38,22 @@ def address(sock: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Finishes what runs when told to end, and meanwhile refuses what is new; the second time it ends at once."""
 
-    def __init__(self, service: Service, host: str):
-        """Serves `service`; on the loopback interface under its own names alone."""
-        self.service = service
+    def __init__(self, service: Service, host: str, ready: Callable[[], None] = lambda: None):
+        """Serves `service`; on the loopback interface under its own names alone.
+
+        Args:
+            ready: called when connections are accepted.
+        """
+        self.service, self._ready = service, ready
         super().__init__(uvicorn.Config(
             app.build(service, LOOPBACK if host in LOOPBACK else ()), interface="asgi3",
             log_config=None, access_log=False, lifespan="off", timeout_keep_alive=30, timeout_graceful_shutdown=10,
             server_header=False))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to end."""

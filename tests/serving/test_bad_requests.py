@@ -175,7 +175,7 @@ def test_limits_and_flags():
         taken.listen()
         with pytest.raises(UserError, match=r"cannot listen there \(Address already in use\)"):
             run.bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(RequestError, match=""):
+    with pytest.raises(RequestError, match="model: is missing"):
         protocol.chat(b"{}", NAME, SHAPE, Limits())
 
 

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from spatialllm_jax.inference import live as live_module
 from tests.serving.running import NAME, asking, data_url, model_folder, png, post, serving, until
 from tests.serving.test_bad_requests import head, raw
 
@@ -23,6 +24,7 @@ def slow(worker, monkeypatch):
     """Holds the engine before every step until it is told how many it may take."""
     allowed = threading.Semaphore(0)
     step = worker.live.step
+    monkeypatch.setattr(live_module, "_MOST_STEPS", 1)
 
     def held():
         allowed.acquire()
@@ -43,7 +45,7 @@ def test_a_client_that_leaves_frees_its_lane(worker, slow):
             until(lambda: server.service.under_way == len(open_ones))
         status, headers, answer = post(server.url, body(9))
         assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "queue_full", "1")
-        slow.release()                          # one step: some are in lanes
+        slow.release(2)         # the first step knew of the first request alone
         until(lambda: worker.live.running == 4)
         for connection in open_ones:
             connection.close()
