@@ -30,21 +30,16 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = parser.parse_args(argv)
 
     from convert.engines import load_engine
-    from spatialllm_jax.data.images import decode
-    from spatialllm_jax.inference.prompts import Prompt
+    from spatialllm_jax.inference.prompts import Prompt, picture_id
     from spatialllm_jax.questions.types import Region
 
     if not args.question.strip():
         raise UserError("the question is empty; write what to ask")
-    try:
-        picture = Path(args.image).read_bytes()
-    except OSError as error:
-        raise UserError(f"--image {args.image} cannot be read: {error.strerror}") from None
-    decode(picture, args.image)
-    marks = tuple(Region(str(index), _box(text), "") for index, text in enumerate(args.region))
+    picture = read_picture(args.image, "--image")
+    marks = tuple(Region(str(index), read_box(text, "--region"), "") for index, text in enumerate(args.region))
     options = tuple(option.strip() for option in args.options.split(",") if option.strip())
     engine = load_engine(args.model, batch_size=1)
-    prompt = Prompt(args.image, picture, args.question, options, marks)
+    prompt = Prompt(picture_id(picture), picture, args.question, options, marks)
     if options:
         scores = engine.score([prompt])[0]
         shares = np.exp(scores - scores.max())
@@ -58,13 +53,26 @@ def main(argv: list[str]) -> dict[str, Any]:
     return {"answer": answer}
 
 
-def _box(text: str) -> tuple[float, float, float, float]:
+def read_picture(path: str, what: str) -> bytes:
+    """A picture's file, looked at; `what` is the flag or command that named it. Raises UserError for none."""
+    from spatialllm_jax.data.images import decode
+
+    try:
+        picture = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+    decode(picture, path)
+    return picture
+
+
+def read_box(text: str, what: str) -> tuple[float, float, float, float]:
+    """"X1,Y1,X2,Y2" as shares of width and height; `what` is the flag or command it was given to."""
     try:
         x1, y1, x2, y2 = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--region {text} is not X1,Y1,X2,Y2") from None
+        raise UserError(f"{what} {text} is not X1,Y1,X2,Y2") from None
     if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-        raise UserError(f"--region {text}: need 0 <= X1 < X2 <= 1 and 0 <= Y1 < Y2 <= 1, as shares of the picture")
+        raise UserError(f"{what} {text}: need 0 <= X1 < X2 <= 1 and 0 <= Y1 < Y2 <= 1, as shares of the picture")
     return x1, y1, x2, y2
 
 

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "input": "launch.bench_input",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",
+    "serve": "launch.bench_serve",
     "train": "launch.bench_train",
 }
 

@@ -126,13 +126,13 @@ def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
 
     from convert.folders import open_weights
     from spatialllm_jax.data.chat import Encoded
-    from spatialllm_jax.inference import lanes, schedule
+    from spatialllm_jax.inference import board, lanes, schedule
     from spatialllm_jax.models.spatialllm import SpatialLLM
 
     stored = open_weights(folder)
     model = SpatialLLM(stored.config)
     params = traverse_util.unflatten_dict(stored.load(), sep="/")
-    boards: dict[lanes.Shape, schedule.Board] = {}
+    boards: dict[lanes.Shape, board.Board] = {}
 
     @jax.jit
     def look(params: Any, pixels: jax.Array) -> jax.Array:
@@ -145,11 +145,11 @@ def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
                        np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), ())
 
     def side(prompts: Prompts, pixels: np.ndarray, new: int, _: int) -> list[list[int]]:
-        requests = [schedule.Request(picture, *schedule.divided(encoded(tokens)), new) for tokens, picture in prompts]
+        requests = [board.Request(picture, *schedule.divided(encoded(tokens)), new) for tokens, picture in prompts]
         shape = schedule.fitting(requests, concurrent, new)
         if shape not in boards:
-            boards[shape] = schedule.Board(model, params, shape, np.zeros(0, np.int32),
-                                           lanes.empty(model, shape, size.image_tokens))
+            boards[shape] = board.Board(model, params, shape, np.zeros(0, np.int32),
+                                        lanes.empty(model, shape, size.image_tokens))
         visual = look(params, pixels)
         found: list[list[int]] = [[] for _ in prompts]
         boards[shape].answer(requests, lambda indices: jnp.take(visual, np.array([prompts[k][1] for k in indices]), 0),

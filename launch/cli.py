@@ -31,10 +31,15 @@ def machine_flags(parser: argparse.ArgumentParser, traced: str) -> None:
     Args:
         traced: what `--profile` traces, and where it goes by default.
     """
-    parser.add_argument("--compilation-cache", metavar="DIR",
-                        help="folder for compiled programs, or none (default: the user's cache; on CPUs none)")
+    cache_flag(parser)
     parser.add_argument("--profile", nargs="?", const="", metavar="DIR",
                         help=f"write a trace of {traced}; see docs/profiling.md")
+
+
+def cache_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--compilation-cache`, for commands whose programs are not traced; `prepare` acts on it."""
+    parser.add_argument("--compilation-cache", metavar="DIR",
+                        help="folder for compiled programs, or none (default: the user's cache; on CPUs none)")
 
 
 def prepare(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ FILE = "tokenizer.json"
 LLAMA3_SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
                    "<|eot_id|>")
 _CACHED_TEXTS = 1 << 16
+_CACHED_LENGTH = 1024       # characters
 # Line breaks, words with the space before them, single digits, single punctuation marks.
 _PIECES = r" ?\n+| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+"
 
@@ -45,7 +46,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written in it are recognised. Short repeated texts are remembered."""
-        return self._encode(text)
+        return self._encode(text) if len(text) <= _CACHED_LENGTH else self._encode_uncached(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out, without surrounding white space."""

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,15 +22,16 @@ from spatialllm_jax.data import chat, images, tiling
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes, schedule, scoring
+from spatialllm_jax.inference.board import Board, Request, parts
 from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
 from spatialllm_jax.models import store
 from spatialllm_jax.models.attention import platform
-from spatialllm_jax.models.config import ModelConfig
+from spatialllm_jax.models.config import ModelConfig, Tiling
 from spatialllm_jax.models.llama import list_layers
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 from spatialllm_jax.parallel.rules import param_shardings
 
-_IMAGE_BATCH = 16     # images per encoder call
+_IMAGE_BATCH = 16     # images per encoder call, where nobody waits for one of them
 _REMEMBERED = 64      # images whose features are kept
 _LISTED = 32          # layers of a model that a CPU runs one by one (`models.llama.Llama`)
 
@@ -52,6 +53,7 @@ class Engine:
             serves all.
         features: optional stored features by image id, instead of running the encoders.
         mesh: devices that `params` are spread over, or None for a single one.
+        image_batches: images per encoder call, ascending; each is one program.
     """
 
     model: SpatialLLM
@@ -61,25 +63,32 @@ class Engine:
     batch_size: int = 16
     features: Features | None = None
     mesh: jax.sharding.Mesh | None = None
-    _recent: collections.OrderedDict[Picture, np.ndarray] = dataclasses.field(
+    image_batches: tuple[int, ...] = (_IMAGE_BATCH,)
+    _recent: collections.OrderedDict[Picture | None, np.ndarray] = dataclasses.field(
         default_factory=collections.OrderedDict, repr=False)
-    _board: schedule.Board | None = dataclasses.field(default=None, repr=False)
+    _board: Board | None = dataclasses.field(default=None, repr=False)
 
-    def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, show_progress: bool = False,
-              ) -> list[np.ndarray]:
-        """Log-likelihood of every option of every prompt, in order."""
-        with self._devices():
-            return self._score(prompts, row_length, show_progress)
+    def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
+              show_progress: bool = False) -> list[np.ndarray]:
+        """Log-likelihood of every option of every prompt, in order.
 
-    def _score(self, prompts: Sequence[Prompt], row_length: int, show_progress: bool) -> list[np.ndarray]:
+        Args:
+            row_length: tokens of a row, which holds as many options of a picture's questions as fit.
+            branches: most options of a row, where one program has to serve later calls as well; 0 for what fits.
+        """
+        with self.devices():
+            return self._score(prompts, row_length, branches, show_progress)
+
+    def _score(self, prompts: Sequence[Prompt], row_length: int, branches: int, show_progress: bool,
+               ) -> list[np.ndarray]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
-        branches = bucket(max(len(row.owners) for row in rows), 8) if rows else 8
+        branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         scores = [np.zeros(len(prompt.options)) for prompt in prompts]
         starts = range(0, len(rows), self.batch_size)
         for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
             part = rows[start:start + self.batch_size]
             padded = part + [part[-1]] * (self.batch_size - len(part))
-            visual = self._visual([row.picture for row in padded])
+            visual = self.visual([row.picture for row in padded])
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
             values = np.asarray(scoring.option_scores(self.model, self.params, visual=visual, branches=branches,
                                                        **arrays))
@@ -89,60 +98,107 @@ class Engine:
         return scores
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
-                 seed: int = 0, show_progress: bool = False) -> list[str]:
-        """The model's own words for every prompt, in order; captions end with their line."""
-        requests = []
-        for prompt in prompts:
-            layout = self._layout(prompt)
-            before, after = schedule.divided(
-                show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout)), layout))
-            requests.append(schedule.Request((prompt.picture, before.tokens.tobytes()), before, after, max_new_tokens,
-                                             temperature, prompt.number))
+                 top_p: float = 1.0, seed: int = 0, show_progress: bool = False) -> list[str]:
+        """The model's own words for every prompt, in order; captions end with their line.
+
+        Args:
+            temperature, top_p, seed: of the draws, see `board.Request`.
+        """
+        requests = [self.request(prompt, max_new_tokens, temperature, top_p, seed) for prompt in prompts]
         answers = [""] * len(prompts)
         if not prompts:
             return answers
-        stop = chat.stop_ids(self.tokenizer, self.settings.template)
         with tqdm(total=len(prompts), desc="generating", unit="answer", disable=not show_progress) as bar:
             def done(index: int, tokens: list[int]) -> None:
-                text = self.tokenizer.decode([token for token in tokens if token not in stop])
+                text = self.tokenizer.decode([token for token in tokens if token not in self.stops])
                 answers[index] = text if prompts[index].question else text.partition("\n")[0]
                 bar.update()
 
             try:
-                with self._devices():
-                    self._prepared(requests, max_new_tokens, stop).answer(
-                        requests, lambda indices: self._visual([prompts[k] for k in indices]), done, seed)
+                with self.devices():
+                    self._prepared(requests, max_new_tokens).answer(
+                        requests, lambda indices: self.visual([prompts[k] for k in indices]), done)
             except BaseException:
                 self._board = None      # lanes that were left are nobody's
                 raise
         return answers
 
-    def _prepared(self, requests: Sequence[schedule.Request], new: int, stop: tuple[int, ...]) -> schedule.Board:
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return chat.stop_ids(self.tokenizer, self.settings.template)
+
+    def request(self, prompt: Prompt, limit: int, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+                shape: lanes.Shape | None = None) -> Request:
+        """What a board is asked for an answer to `prompt`.
+
+        Args:
+            limit: tokens of the answer, at most.
+            shape: the board's lanes, where they are not made for the requests.
+
+        Raises:
+            UserError: the prompt is longer than what `shape` holds.
+        """
+        layout = self._layout(prompt)
+        encoded = show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout),
+                                   history=prompt.history, system=prompt.system), layout)
+        if shape is not None and encoded.length > shape.context:
+            raise UserError(f"the prompt has {encoded.length} tokens, {len(layout)} of them for the picture, and may "
+                            f"have {shape.context}")
+        before, after = schedule.divided(encoded, shape)
+        return Request((prompt.picture, before.tokens.tobytes()), before, after, limit, temperature, top_p, seed,
+                       prompt.number)
+
+    def _prepared(self, requests: Sequence[Request], new: int) -> Board:
         """Lanes that these requests fit into: those of the last call, if they do."""
         shape = schedule.fitting(requests, self.batch_size, new, self._board.shape if self._board else None)
         if self._board is None or self._board.shape != shape:
             self._board = None      # its memory first
-            slots = self.model.config.num_slots * self.model.config.connector.num_tokens
-            state = lanes.empty(self.model, shape, slots + (self.model.config.tiling is not None))
-            self._board = schedule.Board(self.model, self.params, shape, np.array(stop, np.int32), state)
+            self._board = self.board(shape)
         return self._board
 
-    def _devices(self) -> contextlib.AbstractContextManager[Any]:
+    def board(self, shape: lanes.Shape, *, open: bool = False) -> Board:
+        """Empty lanes; `open` for requests that arrive while others are answered."""
+        slots = self.model.config.num_slots * self.model.config.connector.num_tokens
+        state = lanes.empty(self.model, shape, slots + (self.model.config.tiling is not None))
+        return Board(self.model, self.params, shape, np.array(self.stops, np.int32), state, open)
+
+    def devices(self) -> contextlib.AbstractContextManager[Any]:
+        """What everything on this engine's devices runs in."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
-        """Which visual tokens of its row a prompt's picture is read as, in order."""
+    def longest_layout(self) -> int:
+        """Positions that a picture takes, at most."""
         c = self.model.config
+        if c.tiling is None:
+            return c.connector.num_tokens
+        return max(len(self._tiled(height, width, c.tiling)) for height, width in c.tiling.pinpoints)
+
+    def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
+        """Which visual tokens of its row a prompt's picture is read as, in order; none for text alone."""
+        c = self.model.config
+        if not prompt.pictured:
+            return np.arange(0)
         if c.tiling is None:
             return np.arange(c.connector.num_tokens)
         size = c.vision[0].image_size
         width, height = (size, size) if prompt.image is None else images.image_size(prompt.image, prompt.image_id)
-        return tiling.layout(height, width, c.tiling.pinpoints, size, c.connector.grid // c.connector.merge)
+        return self._tiled(height, width, c.tiling)
 
-    def _visual(self, prompts: Sequence[Prompt]) -> jax.Array:
-        """Visual tokens [B, N, D] of each prompt's picture."""
+    def _tiled(self, height: int, width: int, tiles: Tiling) -> Int[np.ndarray, N]:
+        c = self.model.config
+        return tiling.layout(height, width, tiles.pinpoints, c.vision[0].image_size,
+                             c.connector.grid // c.connector.merge)
+
+    def visual(self, prompts: Sequence[Prompt], pixels: Mapping[Picture | None, np.ndarray] | None = None,
+               ) -> jax.Array:
+        """Visual tokens [B, N, D] of each prompt's picture; those of text alone are never looked at.
+
+        Args:
+            pixels: of pictures that were made into arrays before (`pixels`).
+        """
         distinct = {prompt.picture: prompt for prompt in prompts}
-        features = self._features(list(distinct.values()))
+        features = self._features(list(distinct.values()), pixels or {})
         place = {picture: row for row, picture in enumerate(distinct)}
         # Every picture takes as many slots as the most tiled one could, and the batch is full, so that the
         # connector compiles once. What fills the slots left over is never looked at.
@@ -151,12 +207,16 @@ class Engine:
         return _connect(self.model, self.params, _filled(stacked, len(prompts)))[
             np.array([place[p.picture] for p in prompts])]
 
-    def _features(self, prompts: Sequence[Prompt]) -> dict[Picture, Float[np.ndarray, "n P C"]]:
+    def _features(self, prompts: Sequence[Prompt], known: Mapping[Picture | None, np.ndarray],
+                  ) -> dict[Picture | None, Float[np.ndarray, "n P C"]]:
         """Features of distinct pictures, one entry per image: remembered, stored, or computed now."""
-        found: dict[Picture, np.ndarray] = {}
+        found: dict[Picture | None, np.ndarray] = {}
         missing = []
         for prompt in prompts:
-            if prompt.picture in self._recent:
+            if not prompt.pictured:
+                c = self.model.config
+                found[None] = np.zeros((1, c.connector.grid**2, sum(v.width for v in c.vision)), jnp.dtype(c.dtype))
+            elif prompt.picture in self._recent:
                 self._recent.move_to_end(prompt.picture)
                 found[prompt.picture] = self._recent[prompt.picture]
             elif self.features is not None and prompt.image is not None and not prompt.marks:
@@ -165,10 +225,10 @@ class Engine:
                 missing.append(prompt)
         for start in range(0, len(missing), _IMAGE_BATCH):
             part = missing[start:start + _IMAGE_BATCH]
-            pixels = [self._pixels(prompt) for prompt in part]
+            pixels = [known[prompt.picture] if prompt.picture in known else self.pixels(prompt) for prompt in part]
             flat = np.concatenate(pixels)
-            values = np.concatenate([self._encode(flat[at:at + _IMAGE_BATCH])
-                                     for at in range(0, len(flat), _IMAGE_BATCH)])
+            values = np.concatenate([self._encode(flat[start:start + size], size)
+                                     for start, size in parts(len(flat), self.image_batches)])
             ends = np.cumsum([len(images) for images in pixels])
             for prompt, value in zip(part, np.split(values, ends[:-1]), strict=True):
                 found[prompt.picture] = self._recent[prompt.picture] = value
@@ -176,11 +236,22 @@ class Engine:
             self._recent.popitem(last=False)
         return found
 
-    def _encode(self, pixels: UInt8[np.ndarray, "n S S 3"]) -> Float[np.ndarray, "n P C"]:
-        return np.asarray(_encode(self.model, self.params, _filled(pixels, _IMAGE_BATCH)))[:len(pixels)]
+    def forget(self) -> None:
+        """Drops the features of pictures seen so far; while nobody is answered."""
+        self._recent.clear()
 
-    def _pixels(self, prompt: Prompt) -> UInt8[np.ndarray, "n S S 3"]:
-        """The images that a prompt's picture becomes: one, or with tiling the whole and its tiles."""
+    def warm_encoders(self) -> Iterator[None]:
+        """Compiles the encoders for every size of `image_batches`, one after the other."""
+        for size in self.image_batches:
+            self._encode(self.pixels(Prompt("", None, "?"))[:1], size)
+            yield
+
+    def _encode(self, pixels: UInt8[np.ndarray, "n S S 3"], size: int) -> Float[np.ndarray, "n P C"]:
+        return np.asarray(_encode(self.model, self.params, _filled(pixels, size)))[:len(pixels)]
+
+    def pixels(self, prompt: Prompt) -> UInt8[np.ndarray, "n S S 3"]:
+        """The images that a prompt's picture becomes, as the model sees them: one, or with tiling the whole and its
+        tiles. Raises `data.images.ImageError` for what is no picture."""
         c, size = self.model.config, self.settings.image_size
         if c.tiling is not None:
             # Marks are drawn before the picture is cut: they lie across tiles.

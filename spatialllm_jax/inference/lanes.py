@@ -3,7 +3,8 @@
 A row of the cache holds what stands before every question on a picture (system text and visual tokens), computed once,
 and behind it a piece for each of its lanes: a question and its answer so far. Lanes are branches (`models.attention`):
 they see their row's picture and themselves. One decoding step moves all lanes of all rows on by a token, and reads a
-picture's keys once for all questions on it. Three programs do it all: `begin` a picture, `ask` a question, `advance`.
+picture's keys once for all questions on it. Three programs do it all: `begin` a picture, `ask` a question, `advance`;
+a fourth, `release`, frees lanes whose answers nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from spatialllm_jax.models.attention import Mask
 from spatialllm_jax.models.llama import Cache, init_cache
@@ -46,6 +47,11 @@ class Shape:
         return self.question + self.new
 
     @property
+    def context(self) -> int:
+        """Tokens of a prompt, at most."""
+        return self.prefix + self.question
+
+    @property
     def slots(self) -> int:
         """Slots of a row."""
         return self.prefix + self.lanes * self.piece
@@ -66,6 +72,7 @@ class State:
         out, made: the answer so far, -1 behind it, and its length.
         key: random key data of the lane's request.
         temperature: 0 takes the likeliest token.
+        top_p: draws come from the likeliest tokens that together have this probability.
     """
 
     cache: Cache
@@ -81,6 +88,7 @@ class State:
     made: Int[Array, "R K"]
     key: Array
     temperature: Float[Array, "R K"]
+    top_p: Float[Array, "R K"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape", "num_visual"))
@@ -98,7 +106,7 @@ def empty(model: SpatialLLM, shape: Shape, num_visual: int) -> State:
         token=zeros(*lanes), position=zeros(*lanes), slot=zeros(*lanes), left=zeros(*lanes),
         active=zeros(*lanes, dtype=bool), out=zeros(*lanes, shape.new) - 1, made=zeros(*lanes),
         key=zeros(*lanes, *jax.random.key_data(jax.random.key(0)).shape, dtype=jnp.uint32),
-        temperature=zeros(*lanes, dtype=jnp.float32))
+        temperature=zeros(*lanes, dtype=jnp.float32), top_p=zeros(*lanes, dtype=jnp.float32) + 1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape"), donate_argnames="state")
@@ -109,20 +117,20 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
 
     Args:
         rows: of each picture; `shape.rows` for one that is none.
-        tokens, lengths: what stands before the questions, padded to `shape.prefix`.
+        tokens, lengths: what stands before the questions, padded to P, at most `shape.prefix`.
         image_index, visual: see `SpatialLLM.embed`.
     """
-    count, slot = len(rows), jnp.arange(shape.prefix)
-    index = jnp.broadcast_to(slot, (count, shape.prefix))
+    count, width = tokens.shape
+    index = jnp.broadcast_to(jnp.arange(width), (count, width))
     valid = (index < lengths[:, None]).astype(jnp.int32)
     mask = Mask(valid, valid, 0 * index, 0 * index, index, index)
-    cache = init_cache(model.config.llm, count, shape.prefix, state.cache.dtype, model.listed)
+    cache = init_cache(model.config.llm, count, width, state.cache.dtype, model.listed)
     prefilled: Any = model.apply({"params": params}, tokens, index, mask, cache, 0, visual, image_index,
                                  method="decode")
-    owner = jnp.pad(valid, [(0, 0), (0, shape.slots - shape.prefix)])
+    owner = jnp.pad(valid, [(0, 0), (0, shape.slots - width)])
 
     def held(ours: Array, new: Array) -> Array:
-        return ours.at[:, rows, :, :shape.prefix].set(new, mode="drop")
+        return ours.at[:, rows, :, :width].set(new, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, prefilled[1]), owner=state.owner.at[rows].set(owner, mode="drop"),
@@ -133,31 +141,33 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
 @functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
 def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], lanes: Int[Array, G],
         tokens: Int[Array, "G Q"], lengths: Int[Array, G], image_index: Int[Array, "G Q"], limits: Int[Array, G],
-        key: Array, temperature: Float[Array, G], stops: Int[Array, "*"], *, sampled: bool) -> State:
+        key: Array, temperature: Float[Array, G], top_p: Float[Array, G], stops: Int[Array, "*"], *,
+        sampled: bool) -> State:
     """Puts G questions into free lanes and picks the first token of each answer.
 
     Args:
         rows, lanes: of each question; rows are `shape.rows` for one that is none.
-        tokens, lengths: the prompt behind its picture, padded to `shape.question`; at least one token.
+        tokens, lengths: the prompt behind its picture, padded to Q, at most `shape.question`; at least one token.
         image_index: of visual tokens among them (a caption's prompt ends in one).
         limits: tokens of the answer, from 1 to `shape.new`.
         key: random key data, one per question.
         sampled: whether any temperature is not 0.
     """
-    at = jnp.arange(shape.question)
+    width = tokens.shape[1]
+    at = jnp.arange(width)
     valid = (at < lengths[:, None]).astype(jnp.int32)
     # The row's picture, side by side with the questions: a cache as if each were alone.
     cache = jax.tree.map(
-        lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, shape.question), (0, 0)]), state.cache)
+        lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, width), (0, 0)]), state.cache)
     seen = jnp.concatenate([state.owner[rows, :shape.prefix], valid], axis=1)
-    slot = jnp.broadcast_to(jnp.arange(shape.prefix + shape.question), seen.shape)
+    slot = jnp.broadcast_to(jnp.arange(shape.prefix + width), seen.shape)
     mask = Mask(valid, seen, 0 * valid, 0 * seen, slot[:, shape.prefix:], slot)
     positions = state.prefix[rows][:, None] + at
     prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, state.visual[rows],
                                  image_index, method="decode")
     hidden, cache = prefilled
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    token = _pick(model, params, last, key, jnp.zeros_like(lengths), temperature, sampled)
+    token = _pick(model, params, last, key, jnp.zeros_like(lengths), temperature, top_p, sampled)
 
     start = shape.prefix + lanes * shape.piece
     places = start[:, None] + jnp.arange(shape.piece)
@@ -169,7 +179,7 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
 
     def held(ours: Array, new: Array) -> Array:
         pieces = rearrange(new[:, :, :, shape.prefix:], "l g k q d -> g q l k d")
-        return ours.at[:, rows[:, None], :, places[:, :shape.question]].set(pieces, mode="drop")
+        return ours.at[:, rows[:, None], :, places[:, :width]].set(pieces, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, cache),
@@ -177,7 +187,7 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
         position=put(state.position, state.prefix[rows] + lengths), slot=put(state.slot, start + lengths),
         left=put(state.left, limits - 1), active=put(state.active, ~jnp.isin(token, stops) & (limits > 1)),
         out=put(state.out, answer), made=put(state.made, jnp.ones_like(lengths)), key=put(state.key, key),
-        temperature=put(state.temperature, temperature))
+        temperature=put(state.temperature, temperature), top_p=put(state.top_p, top_p))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
@@ -201,7 +211,7 @@ def advance(model: SpatialLLM, params: Any, shape: Shape, state: State, stops: I
         decoded: Any = model.apply({"params": params}, now.token, now.position, mask, now.cache, place,
                                    method="decode")
         hidden, cache = decoded
-        token = _pick(model, params, hidden, now.key, now.made, now.temperature, sampled)
+        token = _pick(model, params, hidden, now.key, now.made, now.temperature, now.top_p, sampled)
         token = jnp.where(now.active, token, now.token)
         out = now.out.at[row, lane, jnp.where(now.active, now.made, shape.new)].set(token, mode="drop")
         moved = now.active.astype(jnp.int32)
@@ -213,18 +223,45 @@ def advance(model: SpatialLLM, params: Any, shape: Shape, state: State, stops: I
     return jax.lax.while_loop(unfinished, one, (jnp.int32(0), state))[1]
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def release(state: State, left: Bool[Array, "R K"]) -> State:
+    """Ends the answers of the lanes that were `left` by those who asked."""
+    return dataclasses.replace(state, active=state.active & ~left)
+
+
+@jax.jit
+def request_keys(seeds: UInt32[Array, G], numbers: UInt32[Array, G]) -> Array:
+    """Random key data of requests: what is drawn for one comes from its seed and its number alone."""
+    return jax.random.key_data(jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
+        seeds, numbers))
+
+
 def _pick(model: SpatialLLM, params: Any, hidden: Float[Array, "*lanes D"], key: Array, made: Int[Array, "*lanes"],
-          temperature: Float[Array, "*lanes"], sampled: bool) -> Int[Array, "*lanes"]:
+          temperature: Float[Array, "*lanes"], top_p: Float[Array, "*lanes"], sampled: bool) -> Int[Array, "*lanes"]:
     """The next token of every lane; drawn by its request's key and its own place in the answer, whoever else runs."""
     logits: Any = model.apply({"params": params}, hidden, method="logits")
     likeliest = logits.argmax(-1).astype(jnp.int32)
     if not sampled:
         return likeliest
+    scaled = logits / jnp.maximum(temperature, 1e-6)[..., None]
+    # Sorting the vocabulary is dear where it is large: only if somebody wants its head alone.
+    scaled = jax.lax.cond((top_p < 1).any(), lambda: _nucleus(scaled, top_p), lambda: scaled)
 
-    def draw(key: Array, made: Array, logits: Array, temperature: Array) -> Array:
+    def draw(key: Array, made: Array, scaled: Array) -> Array:
         own = jax.random.fold_in(jax.random.wrap_key_data(key), made)
-        return jax.random.categorical(own, logits / jnp.maximum(temperature, 1e-6)).astype(jnp.int32)
+        return jax.random.categorical(own, scaled).astype(jnp.int32)
 
     for _ in range(made.ndim):
         draw = jax.vmap(draw)
-    return jnp.where(temperature > 0, draw(key, made, logits, temperature), likeliest)
+    return jnp.where(temperature > 0, draw(key, made, scaled), likeliest)
+
+
+def _nucleus(logits: Float[Array, "*lanes V"], top_p: Float[Array, "*lanes"]) -> Float[Array, "*lanes V"]:
+    """Logits without those behind the likeliest tokens whose probabilities reach `top_p` (Holtzman et al., 2020);
+    the likeliest stays in any case."""
+    order = jnp.argsort(-logits, axis=-1)
+    shares = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    kept = (before < top_p[..., None]) | (top_p[..., None] >= 1) | (jnp.arange(logits.shape[-1]) == 0)
+    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, kept, axis=-1, inplace=False)
+    return jnp.where(kept, logits, -jnp.inf)

@@ -50,7 +50,7 @@ def greedy(engine, picture, question, count):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     encoded = open_prompt(engine.tokenizer, engine.settings, question, engine.model.config.connector.num_tokens)
-    visual = engine._visual([Prompt("one", buffer.getvalue(), question)])
+    visual = engine.visual([Prompt("one", buffer.getvalue(), question)])
     stop = chat.stop_ids(engine.tokenizer, engine.settings.template)
     out = schedule.generate(engine.model, engine.params, encoded.tokens[None], np.array([encoded.length], np.int32),
                             encoded.image_index[None], visual, max_new_tokens=count, stop=stop)

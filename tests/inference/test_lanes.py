@@ -10,7 +10,8 @@ import pytest
 
 from spatialllm_jax.data.chat import Encoded
 from spatialllm_jax.inference import lanes
-from spatialllm_jax.inference.schedule import Board, Request, divided, generate
+from spatialllm_jax.inference.board import Board, Request
+from spatialllm_jax.inference.schedule import divided, generate
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import SpatialLLM
 from spatialllm_jax.parallel.mesh import make_mesh
@@ -180,7 +181,8 @@ def questions(number, pictures=3, seed=3):
 
 def answers(board, requests, visual, seed=0):
     found = {}
-    board.answer(requests, lambda indices: visual[[requests[k].group for k in indices]], found.__setitem__, seed)
+    board.answer([dataclasses.replace(request, seed=seed) for request in requests],
+                 lambda indices: visual[[requests[k].group for k in indices]], found.__setitem__)
     assert sorted(found) == list(range(len(requests)))
     return [found[k] for k in range(len(requests))]
 
