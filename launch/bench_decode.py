@@ -127,11 +127,10 @@ def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
     from convert.folders import open_weights
     from spatialllm_jax.data.chat import Encoded
     from spatialllm_jax.inference import board, lanes, schedule
-    from spatialllm_jax.models.spatialllm import SpatialLLM
+    from spatialllm_jax.inference.engine import arranged
 
     stored = open_weights(folder)
-    model = SpatialLLM(stored.config)
-    params = traverse_util.unflatten_dict(stored.load(), sep="/")
+    model, params = arranged(stored.config, traverse_util.unflatten_dict(stored.load(), sep="/"))
     boards: dict[lanes.Shape, board.Board] = {}
 
     @jax.jit

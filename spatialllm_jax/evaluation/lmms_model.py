@@ -9,7 +9,6 @@ Its tasks bring questions, pictures and scores; see docs/evaluation.md.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +23,14 @@ from tqdm import tqdm
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.engine import load_engine
-from spatialllm_jax.inference.prompts import Prompt
+from spatialllm_jax.inference.prompts import Prompt, picture_id
 from spatialllm_jax.parallel.mesh import AXES, read_mesh
 
 _CHUNK = 256    # requests whose pictures are held at a time
 _PLACEHOLDER = "<image>"
 # Known to `generate_until`, and settings of tasks that change nothing here: one picture, read as in training.
-_MEANT = {"until", "max_new_tokens", "temperature", "do_sample", "num_beams"}
-_IDLE = {"image_aspect_ratio", "use_cache", "top_p"}
+_MEANT = {"until", "max_new_tokens", "temperature", "top_p", "do_sample", "num_beams"}
+_IDLE = {"image_aspect_ratio", "use_cache"}
 
 
 class LmmsModel(lmms):
@@ -68,10 +67,10 @@ class LmmsModel(lmms):
             UserError: a request asks for what is not offered (beams, several pictures, video).
         """
         texts = [""] * len(requests)
-        for (limit, temperature), indices in _alike(requests):
+        for (limit, temperature, top_p), indices in _alike(requests):
             for part in self._chunks(indices, "generate_until"):
                 prompts = [self._prompt(requests[k].args[0], (), *requests[k].args[2:]) for k in part]
-                answers = self.engine.generate(prompts, max_new_tokens=limit, temperature=temperature)
+                answers = self.engine.generate(prompts, max_new_tokens=limit, temperature=temperature, top_p=top_p)
                 for k, answer in zip(part, answers, strict=True):
                     texts[k] = _before(answer, requests[k].args[1].get("until"))
                     self.cache_hook.add_partial("generate_until", requests[k].args[:2], texts[k])
@@ -84,8 +83,9 @@ class LmmsModel(lmms):
         for part in self._chunks(range(len(requests)), "loglikelihood"):
             prompts = [self._prompt(requests[k].args[0], (_continuation(requests[k], self.task_dict),),
                                     *requests[k].args[2:]) for k in part]
-            for k, scored in zip(part, self.engine.score(prompts, row_length=self.row_length), strict=True):
-                results[k] = float(scored[0]), False
+            found = self.engine.likelihoods(prompts, row_length=self.row_length)
+            for k, (scores, greedy) in zip(part, found, strict=True):
+                results[k] = float(scores[0]), bool(greedy[0])
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -107,9 +107,8 @@ class LmmsModel(lmms):
         if len(visuals) > 1:
             raise UserError(f"task {task}, document {doc_id}: {len(visuals)} pictures; this model reads one at a time")
         question = context.replace(_PLACEHOLDER, "").strip()
-        image = _encoded(visuals[0], f"task {task}, document {doc_id}") if visuals else None
-        name = hashlib.sha256(image).hexdigest() if image else ""
-        return Prompt(name, image, question, options)
+        image = _encoded(visuals[0], f"task {task}, document {doc_id}") if visuals else b""
+        return Prompt(picture_id(image), image, question, options)
 
 
 def manifest() -> Any:
@@ -119,22 +118,24 @@ def manifest() -> Any:
     return ModelManifest("spatialllm_jax", simple_class_path=f"{__name__}.{LmmsModel.__name__}")
 
 
-def _alike(requests: Sequence[Instance]) -> list[tuple[tuple[int, float], list[int]]]:
-    """Requests by (most tokens, temperature): what one run of the lanes has in common."""
-    groups: dict[tuple[int, float], list[int]] = {}
+def _alike(requests: Sequence[Instance]) -> list[tuple[tuple[int, float, float], list[int]]]:
+    """Requests by (most tokens, temperature, top-p), which one call of the engine has in common."""
+    groups: dict[tuple[int, float, float], list[int]] = {}
     for k, request in enumerate(requests):
         groups.setdefault(_settings(request.args[1], request.task_name), []).append(k)
     return list(groups.items())
 
 
-def _settings(said: Mapping[str, Any], task: str) -> tuple[int, float]:
+def _settings(said: Mapping[str, Any], task: str) -> tuple[int, float, float]:
     if int(said.get("num_beams") or 1) != 1:
         raise UserError(f"task {task} asks for num_beams={said['num_beams']}; only 1 is offered "
                         "(--gen_kwargs num_beams=1)")
     if ignored := set(said) - _MEANT - _IDLE:
         logging.log_first_n(logging.WARNING, "task %s sets %s, which is not used here", 20, task, ", ".join(ignored))
-    sampled = bool(said.get("do_sample", True))
-    return int(said.get("max_new_tokens") or 1024), float(said.get("temperature") or 0.0) if sampled else 0.0
+    temperature = float(said.get("temperature") or 0.0) if said.get("do_sample", True) else 0.0
+    # Top-p of tasks that do not sample is of no account, and 0 is some tasks' word for none.
+    top_p = float(said.get("top_p") or 1.0) if temperature > 0 else 1.0
+    return int(said.get("max_new_tokens") or 1024), temperature, top_p
 
 
 def _before(text: str, until: str | Sequence[str] | None) -> str:

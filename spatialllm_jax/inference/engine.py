@@ -70,32 +70,40 @@ class Engine:
 
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
               show_progress: bool = False) -> list[np.ndarray]:
-        """Log-likelihood of every option of every prompt, in order.
+        """Log-likelihood of every option of every prompt, in order; see `likelihoods`."""
+        return [scores for scores, _ in self.likelihoods(
+            prompts, row_length=row_length, branches=branches, show_progress=show_progress)]
+
+    def likelihoods(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
+                    show_progress: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of every option of every prompt, in order: its log-likelihood as the whole answer, and whether it is what
+        greedy generation would say.
 
         Args:
             row_length: tokens of a row, which holds as many options of a picture's questions as fit.
             branches: most options of a row, where one program has to serve later calls as well; 0 for what fits.
         """
         with self.devices():
-            return self._score(prompts, row_length, branches, show_progress)
+            return self._likelihoods(prompts, row_length, branches, show_progress)
 
-    def _score(self, prompts: Sequence[Prompt], row_length: int, branches: int, show_progress: bool,
-               ) -> list[np.ndarray]:
+    def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int, show_progress: bool,
+                     ) -> list[tuple[np.ndarray, np.ndarray]]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
-        scores = [np.zeros(len(prompt.options)) for prompt in prompts]
+        found = [(np.zeros(len(prompt.options)), np.zeros(len(prompt.options), bool)) for prompt in prompts]
         starts = range(0, len(rows), self.batch_size)
         for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
             part = rows[start:start + self.batch_size]
             padded = part + [part[-1]] * (self.batch_size - len(part))
             visual = self.visual([row.picture for row in padded])
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
-            values = np.asarray(scoring.option_scores(self.model, self.params, visual=visual, branches=branches,
-                                                       **arrays))
-            for row, value in zip(part, values, strict=False):
+            scores, unlikely = jax.device_get(scoring.option_scores(
+                self.model, self.params, visual=visual, branches=branches, **arrays))
+            for k, row in enumerate(part):
                 for branch, (prompt, option) in enumerate(row.owners):
-                    scores[prompt][option] = value[branch]
-        return scores
+                    found[prompt][0][option] = scores[k, branch]
+                    found[prompt][1][option] = unlikely[k, branch] == 0
+        return found
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
                  top_p: float = 1.0, seed: int = 0, show_progress: bool = False) -> list[str]:
@@ -312,7 +320,14 @@ def build_engine(weights: store.Weights, settings: ChatSettings, tokenizer: toke
     store.check_shapes(weights.where, weights.shapes, traverse_util.flatten_dict(abstract, sep="/"))
     shardings = None if mesh is None else traverse_util.flatten_dict(param_shardings(abstract, mesh), sep="/")
     params = traverse_util.unflatten_dict(weights.load(shardings=shardings), sep="/")
+    model, params = arranged(config, params, mesh)
+    return Engine(model, params, tokenizer, settings, batch_size, features, mesh)
+
+
+def arranged(config: ModelConfig, params: dict[str, Any], mesh: jax.sharding.Mesh | None = None,
+             ) -> tuple[SpatialLLM, dict[str, Any]]:
+    """The module, and its parameters as the platform generates fastest with; see `models.llama.Llama`."""
     listed = mesh is None and platform() == "cpu" and config.llm.depth <= _LISTED
     if listed:
-        params["llm"] = list_layers(params["llm"])
-    return Engine(SpatialLLM(config, listed), params, tokenizer, settings, batch_size, features, mesh)
+        params = {**params, "llm": list_layers(params["llm"])}
+    return SpatialLLM(config, listed), params

@@ -18,8 +18,9 @@ def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], pos
                   segment_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"],
                   image_index: Int[Array, "B T"], targets: Int[Array, "B T"],
                   loss_weights: Float[Array, "B T"], visual: Float[Array, "B V D"], *, branches: int,
-                  chunk: int = 64) -> Float[Array, "B branches"]:
-    """Log-likelihood of each branch's answer, its end mark included: entry k belongs to branch k + 1.
+                  chunk: int = 64) -> tuple[Float[Array, "B branches"], Int[Array, "B branches"]]:
+    """Log-likelihood of each branch's answer, its end mark included, and how many of its tokens are not the likeliest
+    where they stand: entry k belongs to branch k + 1.
 
     One forward pass scores every option of every question on a picture; branches cannot see each other, so
     the scores are those of separate rows.
@@ -32,15 +33,20 @@ def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], pos
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
-    def one(carry: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+    def one(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+        scores, unlikely = carry
         h, target, weight, branch = part
         logits: Any = model.apply({"params": params}, h, method="logits")
         logp = jax.nn.log_softmax(logits, axis=-1)
         values = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0] * weight
-        return carry + jnp.einsum("bt,btk->bk", values, jax.nn.one_hot(branch - 1, branches)), None
+        owner = jax.nn.one_hot(branch - 1, branches)
+        others = (logits.argmax(-1) != target) & (weight > 0)
+        unlikely += jnp.einsum("bt,btk->bk", others.astype(jnp.int32), owner.astype(jnp.int32))
+        return (scores + jnp.einsum("bt,btk->bk", values, owner), unlikely), None
 
     parts = tuple(chunks(x) for x in (hidden, targets, loss_weights, branch_ids))
-    return jax.lax.scan(one, jnp.zeros((tokens.shape[0], branches)), parts)[0]
+    size = tokens.shape[0], branches
+    return jax.lax.scan(one, (jnp.zeros(size), jnp.zeros(size, jnp.int32)), parts)[0]
 
 
 def _read(module: SpatialLLM, tokens: Array, positions: Array, segment_ids: Array, branch_ids: Array,

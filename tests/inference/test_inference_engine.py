@@ -13,7 +13,8 @@ from spatialllm_jax.data import chat, images
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.engine import Engine, load_engine
-from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket
+from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket, scoring_rows
+from spatialllm_jax.inference.scoring import option_scores
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM
@@ -75,6 +76,25 @@ def test_scores_equal_separate_rows(engine, params, tiny_tokenizer, prompts):
         expected = [likelihood(params, tiny_tokenizer, prompt, option) for option in prompt.options]
         np.testing.assert_allclose(scores, expected, rtol=2e-5, atol=2e-5)
     assert len({round(float(scores[0]), 6) for scores in found[::2]}) == 5     # five pictures, five scores
+
+
+def test_tokens_that_are_not_the_likeliest_are_counted(engine, params, tiny_tokenizer, prompts):
+    """Targets are set to the likeliest tokens of a plain forward, then some of them to others."""
+    one = dataclasses.replace(prompts[0], options=("a wall in blue",))
+    row, = scoring_rows(tiny_tokenizer, SETTINGS, [one], layout=engine._layout, length=96)
+    arrays = {name: array[None] for name, array in row.arrays.items()}
+    pixels = images.load(one.image, 16, resize="stretch")[None, None]
+    logp = hidden_and_logits(params, arrays["tokens"], arrays["image_index"], arrays["segment_ids"], pixels)
+    answer = np.flatnonzero(arrays["loss_weights"][0])
+    assert len(answer) > 3
+    arrays["targets"] = np.asarray(logp.argmax(-1)).astype(np.int32)
+    for wrong in range(4):
+        scores, unlikely = option_scores(engine.model, params, visual=engine.visual([one]), branches=8, **arrays)
+        assert unlikely[0, 0] == wrong and not unlikely[0, 1:].any()
+        best = np.take_along_axis(np.asarray(logp[0]), arrays["targets"][0][:, None], 1)[answer].sum()
+        np.testing.assert_allclose(scores[0, 0], best, rtol=2e-5)
+        arrays["targets"][0, answer[wrong]] = np.asarray(logp[0, answer[wrong]]).argmin()
+    assert not any(greedy.any() for _, greedy in engine.likelihoods(prompts, row_length=96))    # random weights
 
 
 def test_scores_do_not_depend_on_packing_or_order(engine, prompts):
