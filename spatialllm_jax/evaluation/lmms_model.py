@@ -77,15 +77,18 @@ class LmmsModel(lmms):
         return texts
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation as the whole answer, its end mark included, and whether it is the
-        likeliest one, token by token."""
+        """The loss of each continuation as the whole answer, its end mark included, in nats per token, and whether
+        greedy generation would say it.
+
+        A loss, not a likelihood: lmms-eval takes the least, as its LLaVA class returns losses from here too.
+        """
         results = [(0.0, False)] * len(requests)
         for part in self._chunks(range(len(requests)), "loglikelihood"):
             prompts = [self._prompt(requests[k].args[0], (_continuation(requests[k], self.task_dict),),
                                     *requests[k].args[2:]) for k in part]
             found = self.engine.likelihoods(prompts, row_length=self.row_length)
-            for k, (scores, greedy) in zip(part, found, strict=True):
-                results[k] = float(scores[0]), bool(greedy[0])
+            for k, its in zip(part, found, strict=True):
+                results[k] = float(-its.logp[0] / its.tokens[0]), bool(its.greedy[0])
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:

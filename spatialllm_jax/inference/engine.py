@@ -9,13 +9,13 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from spatialllm_jax.data import chat, images, tiling
@@ -40,6 +40,20 @@ class Features(Protocol):
     """Stored features by image id (`data.features.FeatureStore`)."""
 
     def __getitem__(self, image_id: str, /) -> np.ndarray: ...
+
+
+class Likelihoods(NamedTuple):
+    """Of each option of a prompt, as the whole answer.
+
+    Attributes:
+        logp: log-likelihood, the end mark included.
+        greedy: whether greedy generation would say it.
+        tokens: how many it has, the end mark included.
+    """
+
+    logp: Float[np.ndarray, O]
+    greedy: Bool[np.ndarray, O]
+    tokens: Int[np.ndarray, O]
 
 
 @dataclasses.dataclass
@@ -71,13 +85,12 @@ class Engine:
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
               show_progress: bool = False) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order; see `likelihoods`."""
-        return [scores for scores, _ in self.likelihoods(
+        return [found.logp for found in self.likelihoods(
             prompts, row_length=row_length, branches=branches, show_progress=show_progress)]
 
     def likelihoods(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
-                    show_progress: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of every option of every prompt, in order: its log-likelihood as the whole answer, and whether it is what
-        greedy generation would say.
+                    show_progress: bool = False) -> list[Likelihoods]:
+        """What the model thinks of every option of every prompt, in order.
 
         Args:
             row_length: tokens of a row, which holds as many options of a picture's questions as fit.
@@ -87,10 +100,11 @@ class Engine:
             return self._likelihoods(prompts, row_length, branches, show_progress)
 
     def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int, show_progress: bool,
-                     ) -> list[tuple[np.ndarray, np.ndarray]]:
+                     ) -> list[Likelihoods]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
-        found = [(np.zeros(len(prompt.options)), np.zeros(len(prompt.options), bool)) for prompt in prompts]
+        found = [Likelihoods(np.zeros(n := len(prompt.options)), np.zeros(n, bool), np.zeros(n, int))
+                 for prompt in prompts]
         starts = range(0, len(rows), self.batch_size)
         for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
             part = rows[start:start + self.batch_size]
@@ -101,8 +115,10 @@ class Engine:
                 self.model, self.params, visual=visual, branches=branches, **arrays))
             for k, row in enumerate(part):
                 for branch, (prompt, option) in enumerate(row.owners):
-                    found[prompt][0][option] = scores[k, branch]
-                    found[prompt][1][option] = unlikely[k, branch] == 0
+                    own = (row.arrays["branch_ids"] == branch + 1) & (row.arrays["loss_weights"] > 0)
+                    found[prompt].logp[option] = scores[k, branch]
+                    found[prompt].greedy[option] = unlikely[k, branch] == 0
+                    found[prompt].tokens[option] = own.sum()
         return found
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,

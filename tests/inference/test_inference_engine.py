@@ -94,7 +94,8 @@ def test_tokens_that_are_not_the_likeliest_are_counted(engine, params, tiny_toke
         best = np.take_along_axis(np.asarray(logp[0]), arrays["targets"][0][:, None], 1)[answer].sum()
         np.testing.assert_allclose(scores[0, 0], best, rtol=2e-5)
         arrays["targets"][0, answer[wrong]] = np.asarray(logp[0, answer[wrong]]).argmin()
-    assert not any(greedy.any() for _, greedy in engine.likelihoods(prompts, row_length=96))    # random weights
+    found, = engine.likelihoods([one], row_length=96)
+    assert found.tokens == [len(answer)] and not found.greedy.any()      # random weights
 
 
 def test_scores_do_not_depend_on_packing_or_order(engine, prompts):
