@@ -1,0 +1,74 @@
+"""Points of objects: back-projected masks, without outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from spatialllm_jax.scene.geometry import back_project
+
+
+def usable(depth: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """Where a depth is a finite, positive number."""
+    return np.isfinite(depth) & (depth > 0)
+
+
+def mask_pixels(mask: Bool[np.ndarray, "H W"], most: int) -> Int[np.ndarray, "P 2"]:
+    """(row, column) of a mask's pixels, thinned evenly to about `most`; the same ones every time."""
+    found = np.argwhere(mask)
+    return found[:: max(1, round(len(found) / most))]
+
+
+def points_at(pixels: Int[np.ndarray, "P 2"], depth: Float[np.ndarray, "H W"], intrinsics: Float[np.ndarray, "3 3"]
+              ) -> Float[np.ndarray, "P 3"]:
+    """Points in the camera frame, metres, at the centres of pixels (row, column)."""
+    rows, columns = pixels[:, 0], pixels[:, 1]
+    centres = np.stack([columns + 0.5, rows + 0.5], axis=1)
+    return back_project(centres, depth[rows, columns].astype(float), intrinsics)
+
+
+def dbscan(points: Float[np.ndarray, "P 3"], radius: float, neighbours: int) -> Int[np.ndarray, " P"]:
+    """Clusters of densely lying points (Ester et al. 1996): numbers from 0, largest cluster first; -1 is noise.
+
+    A core point has `neighbours` points, itself included, within `radius`; a cluster is the core points that hang
+    together and the points within reach of one of them.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    labels = np.full(len(points), -1)
+    if not len(points):
+        return labels
+    tree = cKDTree(points)
+    core = tree.query_ball_point(points, radius, return_length=True) >= neighbours
+    if not core.any():
+        return labels
+    cores = np.flatnonzero(core)
+    inner = cKDTree(points[cores])
+    pairs = inner.query_pairs(radius, output_type="ndarray")
+    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(cores), len(cores)))
+    _, found = connected_components(graph, directed=False)
+    labels[cores] = found
+    rest = np.flatnonzero(~core)
+    distance, nearest = inner.query(points[rest], distance_upper_bound=radius)
+    reached = np.isfinite(distance)
+    labels[rest[reached]] = found[nearest[reached]]
+    sizes = np.bincount(labels[labels >= 0])
+    rank = np.empty(len(sizes), int)
+    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    return np.where(labels >= 0, rank[np.maximum(labels, 0)], -1)
+
+
+def main_cluster(points: Float[np.ndarray, "P 3"], radius: float, neighbours: int) -> Bool[np.ndarray, " P"]:
+    """Which points belong to the largest cluster; the rest bled in from the background or the foreground.
+
+    Far objects are sampled more sparsely than `radius` allows for: it grows to three times the median distance of a
+    point to its neighbour, so that density is judged against the object's own.
+    """
+    from scipy.spatial import cKDTree
+
+    if len(points) < 2:
+        return np.zeros(len(points), bool)
+    gaps, _ = cKDTree(points).query(points, k=2)
+    return dbscan(points, max(radius, 3 * float(np.median(gaps[:, 1]))), neighbours) == 0
