@@ -116,7 +116,8 @@ def scene_arrays(scene: Scene) -> SceneArrays:
     """Computes `SceneArrays` for a scene; about 0.1 ms."""
     n = len(scene.objects)
     if n == 0:
-        return SceneArrays(scene.metric, scene.shared_scale, geometry.vertical(scene)[1], *([] for _ in range(10)))
+        return SceneArrays(scene.metric, scene.shared_scale, geometry.vertical(scene)[1],
+                           [], [], [], [], [], [], [], [], [], [])
     centers: Float[np.ndarray, "n 3"] = np.array([o.box.center for o in scene.objects], float)
     rotations: Float[np.ndarray, "n 3 3"] = np.array([o.box.rotation for o in scene.objects], float)
     sizes = np.array([o.box.size for o in scene.objects], float)

@@ -141,7 +141,7 @@ _PARTS: dict[str, Any] = {"models": ModelNames, "filters": Filters, "judging": J
 
 
 def pseudo_label_config(settings: Mapping[str, Any]) -> PseudoLabelConfig:
-    """The config from plain settings (a ConfigDict's); raises UserError on an unknown key or a value of another type."""
+    """The config from plain settings (a ConfigDict's); raises UserError on an unknown key or another type."""
     return _filled(PseudoLabelConfig, "pseudo_labels", settings)
 
 
@@ -161,7 +161,7 @@ def _filled(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
     result = kind(**values)
     for key, value in values.items():
         default = known[key].default
-        if default is not dataclasses.MISSING and type(value) is not type(default):
-            if not (isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)):
-                raise UserError(f"setting {where}.{key}={value!r} must be of type {type(default).__name__}")
+        whole = isinstance(default, float) and type(value) is int
+        if default is not dataclasses.MISSING and type(value) is not type(default) and not whole:
+            raise UserError(f"setting {where}.{key}={value!r} must be of type {type(default).__name__}")
     return result

@@ -12,7 +12,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-
 from spatialllm_jax.scene import relations, view_relations
 from spatialllm_jax.scene.geometry import bbox_iou, viewpoint
 from spatialllm_jax.scene.relations import Margins, SceneArrays, scene_arrays
@@ -30,7 +29,7 @@ _PREDICATES: dict[str, tuple[int, Callable[..., relations.Verdict | None]]] = {
     "on_which_side": (_ORDERED, relations.on_which_side),
 }
 # Predicate, the axis it compares, and the answers for a smaller and a larger first place on it.
-_VIEW_PREDICATES = {
+_VIEW_PREDICATES: dict[str, tuple[Callable[..., relations.Verdict | None], str, tuple[str, str]]] = {
     "view_left_right": (view_relations.left_right, "right", ("left", "right")),
     "view_above_below": (view_relations.above_below, "up", ("below", "above")),
     "view_front_behind": (view_relations.front_behind, "forward", ("front", "behind")),
@@ -117,34 +116,32 @@ def compare(estimate: Scene | None, truth: Scene, tally: Tally, margins: Margins
 
 def _numbers(estimate: Scene, guess: SceneArrays, truth: Scene, true: SceneArrays, usable: dict[int, int],
              tally: Tally, margins: Margins) -> None:
-    for j in range(len(truth.objects)):
-        i = usable.get(j)
-        right = i is not None and relations.length_sure(guess, i, -1, margins)
-        _count_number(tally, "depth", right, i is not None
-                      and _off(guess.distance[i], true.distance[j]) > margins.number_share)
-        if truth.objects[j].has_front:
-            sure = i is not None and estimate.objects[i].has_front and relations.angle_sure(
-                guess, i, margins.number_degrees)
-            off = 0.0 if i is None else abs(
-                (viewpoint(estimate.objects[i].box)[0] - viewpoint(truth.objects[j].box)[0] + 180) % 360 - 180)
-            _count_number(tally, "azimuth", sure, off > margins.number_degrees)
+    """Depths and azimuths of the objects, distances of the pairs."""
+    for j, thing in enumerate(truth.objects):
+        tally.clear["depth"] += 1
+        tally.clear["azimuth"] += thing.has_front
+        tally.clear["distance"] += j
+        if (i := usable.get(j)) is None:
+            continue
+        if relations.length_sure(guess, i, -1, margins):
+            _said(tally, "depth", _off(guess.distance[i], true.distance[j]) > margins.number_share)
+        if thing.has_front and estimate.objects[i].has_front and relations.angle_sure(guess, i, margins.number_degrees):
+            turned = viewpoint(estimate.objects[i].box)[0] - viewpoint(thing.box)[0]
+            _said(tally, "azimuth", abs((turned + 180) % 360 - 180) > margins.number_degrees)
         for k in range(j):
-            m = usable.get(k)
-            both = i is not None and m is not None
-            right = both and relations.length_sure(guess, i, m, margins)
-            _count_number(tally, "distance", right, both
-                          and _off(guess.between[i][m], true.between[j][k]) > margins.number_share)
+            if (m := usable.get(k)) is not None and relations.length_sure(guess, i, m, margins):
+                _said(tally, "distance", _off(guess.between[i][m], true.between[j][k]) > margins.number_share)
+    for kind in NUMBERS:
+        tally.lost[kind] = tally.clear[kind] - tally.asked[kind]
 
 
 def _off(value: float, truth: float) -> float:
     return abs(value - truth) / truth
 
 
-def _count_number(tally: Tally, kind: str, asked: bool, wrong: bool) -> None:
-    tally.clear[kind] += 1
-    tally.asked[kind] += asked
-    tally.flipped[kind] += asked and wrong
-    tally.lost[kind] += not asked
+def _said(tally: Tally, kind: str, wrong: bool) -> None:
+    tally.asked[kind] += 1
+    tally.flipped[kind] += wrong
 
 
 def _count(tally: Tally, kind: str, clear: str | None, asked: str | None, nearest: str | None) -> None:

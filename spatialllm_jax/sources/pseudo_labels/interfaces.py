@@ -134,7 +134,7 @@ class OrientationEstimator(Protocol):
 
 
 class PoseEstimator(Protocol):
-    """Orientation from crops alone: what a pose estimator offers; `models.crops.CroppedOrientation` makes it the above."""
+    """Orientation from crops alone, as a pose estimator gives it; `models.crops` makes it the above."""
 
     def viewpoints(self, crops: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Orientation | None]:
         """A viewpoint per crop (square, the object in the middle)."""
