@@ -56,7 +56,7 @@ class Margins:
     higher_gap: float = 0.25
     higher_ratio: float = 0.25
     number_share: float = 0.2
-    number_degrees: float = 15.0
+    number_degrees: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)

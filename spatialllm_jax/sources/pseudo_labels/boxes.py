@@ -91,7 +91,7 @@ def fit_box(points: Float[np.ndarray, "P 3"], rotation: Float[np.ndarray, "3 3"]
         hidden: an unseen part is at most so many times as long as the longest seen extent.
         standing: the box's y axis is gravity and the object stands on its lowest points: where nothing hides them,
             it does not reach below what is seen.
-        footprint: metres that a pixel covers at the object: no edge is known better.
+        footprint: metres by which the edges of the mask may be off at the object: no face is known better.
         largest: size along the box's axes that is not exceeded, where known.
     """
     low, high = seen_extents(points, rotation, trim)

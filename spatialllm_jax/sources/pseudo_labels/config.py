@@ -50,6 +50,7 @@ class Judging:
 
     Attributes:
         depth_error: share of the depth.
+        mask_error: pixels by which the edges of masks may be off; at least 1.
         orientation_error: degrees.
         gravity_error: degrees; of a ground plane, more where fewer points agree (`gravity`).
         hidden: an unseen part is at most this many times as long as the longest seen extent.
@@ -61,9 +62,10 @@ class Judging:
     """
 
     depth_error: float = 0.1
-    orientation_error: float = 15.0
+    mask_error: float = 2.0
+    orientation_error: float = 10.0
     gravity_error: float = 3.0
-    hidden: float = 3.0
+    hidden: float = 4.0
     sure_detection: float = 0.5
     orientation_confidence: float = 0.5
     least_confidence: float = 0.15

@@ -126,7 +126,7 @@ def _object(k: int, found: Detections, masks: Masks, depth: DepthMap, calibratio
     if not filters.min_mask <= mask.mean() <= filters.max_mask:
         return "mask: too small or too large"
     known = mask & points.usable(depth.depth)
-    pixels = points.mask_pixels(known, filters.max_points)
+    pixels = points.mask_pixels(views.inner(known, int(judging.mask_error) - 1), filters.max_points)
     if len(pixels) < filters.points:
         return "points: too few"
     cloud = points.points_at(pixels, depth.depth, calibration.intrinsics)
@@ -153,7 +153,7 @@ def _fit(cloud: Float[np.ndarray, "P 3"], seen: views.Seen, calibration: Calibra
     """The box around an object's points, and the degrees that its orientation may be off."""
     judging = config.judging
     down = calibration.gravity if judging.upright else None
-    footprint = float(np.median(cloud[:, 2]) / calibration.intrinsics[0, 0])
+    footprint = judging.mask_error * float(np.median(cloud[:, 2]) / calibration.intrinsics[0, 0])
     largest = np.array(config.sizes[category]) if category in config.sizes else None
     center = np.median(cloud, axis=0)
     # A viewpoint is relative to the ray to the centre, which is known only once there is a box.

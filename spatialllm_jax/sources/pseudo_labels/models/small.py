@@ -49,7 +49,7 @@ def detector(folder: Path, words: Sequence[str]) -> None:
         num_queries=20, d_model=32, encoder_layers=1, encoder_ffn_dim=32, encoder_attention_heads=2, decoder_layers=2,
         decoder_ffn_dim=32, decoder_attention_heads=2, disable_custom_kernels=True)  # fmt: skip
     tokenizer = hf.BertTokenizer(str(folder / "vocab.txt"))
-    images = _images("GroundingDinoImageProcessor")(size={"shortest_edge": _SIDE, "longest_edge": 2 * _SIDE})
+    images = _images("GroundingDinoImageProcessor")(size={"shortest_edge": 2 * _SIDE, "longest_edge": 4 * _SIDE})
     hf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
     hf.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
 
@@ -110,7 +110,7 @@ def depth_pro(folder: Path) -> None:
     model = hf.DepthProForDepthEstimation(config)
     with torch.no_grad():   # about 55 degrees and a few metres, so that what follows has something to work on
         model.fov_model.head.layers[-1].bias.fill_(55.0)
-        model.head.layers[-2].weight.mul_(0.02)
+        model.head.layers[-2].weight.mul_(0.001)
         model.head.layers[-2].bias.fill_(0.3)
     model.save_pretrained(folder)
     _preprocessor(folder, {"image_processor_type": "DepthProImageProcessor", "size": {"height": _SIDE, "width": _SIDE},

@@ -50,6 +50,7 @@ def open_model(name: str, setting: str, kinds: dict[str, str], advice: str, devi
     torch_module()
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     where = f"pseudo_labels.models.{setting}={name!r}"
     help_ = f"fetch one with `hf download {advice}` and name it, or a folder that holds it"
     try:
