@@ -20,7 +20,7 @@ from spatialllm_jax.sources.pseudo_labels.interfaces import Estimators
 from spatialllm_jax.sources.pseudo_labels.journal import Journal, Outcome
 from spatialllm_jax.sources.pseudo_labels.models.opening import open_estimators
 from spatialllm_jax.sources.pseudo_labels.pictures import picture_names, read_picture
-from spatialllm_jax.sources.pseudo_labels.pipeline import label
+from spatialllm_jax.sources.pseudo_labels.pipeline import Watch, label, unwatched
 
 LICENCE = "as the pictures' owners say; boxes estimated by this program with the models named in the settings"
 # So many pictures in a row on which the models break are no bad pictures.
@@ -35,15 +35,16 @@ class Labeller:
     images: Path
     config: PseudoLabelConfig
     estimators: Estimators
-    times: dict[str, float] | None = None
+    watch: Watch = unwatched
 
     def __call__(self, name: str) -> Outcome:
         """The outcome of the picture `name` below the folder."""
-        read = read_picture(self.images / name, self.config.max_side)
+        with self.watch("reading"):
+            read = read_picture(self.images / name, self.config.max_side)
         if read.picture is None:
             return Outcome(name, reason=read.reason, detail=read.detail)
         try:
-            made = label(read.picture, SceneImage(name), self.estimators, self.config, self.times)
+            made = label(read.picture, SceneImage(name), self.estimators, self.config, self.watch)
         except UserError:
             raise
         except Exception as error:  # a model may break on a picture in any way; the other million must go on
@@ -78,7 +79,7 @@ def label_folder(images: Path, labels: Path, config: PseudoLabelConfig, engine: 
     names, others = picture_names(images)
     if not names:
         raise UserError(f"{images} holds no picture ({others} other files); name a folder of pictures")
-    journal = Journal(labels, images, _settings(config))
+    journal = Journal(labels, images, {"images": images.name, **_settings(config)})
     todo = [name for name in names if name not in journal]
     broken = 0
     if todo:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,6 +31,7 @@ from spatialllm_jax.sources.pseudo_labels.interfaces import (
 
 SOURCE = "pseudo_labels"
 STAGES = ("tags", "detection", "masks", "depth", "camera", "orientation", "boxes")
+Watch = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,43 +49,48 @@ class Labelled:
     left_out: Counter[str]
 
 
+def unwatched(stage: str) -> contextlib.AbstractContextManager[None]:
+    """Watches nothing."""
+    return contextlib.nullcontext()
+
+
 def label(image: Picture, name: SceneImage, estimators: Estimators, config: PseudoLabelConfig,
-          times: MutableMapping[str, float] | None = None) -> Labelled:
+          watch: Watch = unwatched) -> Labelled:
     """The scene of a picture.
 
     Args:
         image: the pixels that `name` stands for.
-        times: seconds per stage (STAGES) are added here.
+        watch: is entered around each stage (STAGES), to measure it.
     """
     height, width = image.shape[:2]
     left_out: Counter[str] = Counter()
-    with _timed(times, "tags"):
+    with watch("tags"):
         tags = estimators.tagger.tags(image)
     if not tags:
         return Labelled(None, "image: no tags", left_out)
-    with _timed(times, "detection"):
+    with watch("detection"):
         found = estimators.detector.detect(image, tags)
     kept = believed(found, config, left_out)
     hidden = {found.labels[k] for k in range(len(found.labels)) if k not in set(kept.tolist())}
     if not len(kept):
         return Labelled(None, "image: no object found", left_out)
     found = Detections(found.boxes[kept], found.scores[kept], tuple(found.labels[k] for k in kept))
-    with _timed(times, "masks"):
+    with watch("masks"):
         masks = estimators.segmenter.segment(image, found.boxes)
         masks = Masks(views.without_overlap(masks.masks), masks.scores)
-    with _timed(times, "depth"):
+    with watch("depth"):
         depth = estimators.depth.depth(image)
     if not points.usable(depth.depth).any():
         return Labelled(None, "depth: no finite value", left_out)
-    with _timed(times, "camera"):
+    with watch("camera"):
         calibration = estimators.calibrator.calibrate(image, depth, masks.masks)
     if fault := camera_fault(calibration.intrinsics, width, height):
         return Labelled(None, fault, left_out)
     turned: list[Orientation | None] = [None] * len(found.labels)
     if estimators.orientation is not None:
-        with _timed(times, "orientation"):
+        with watch("orientation"):
             turned = estimators.orientation.orient(image, found.boxes, found.labels)
-    with _timed(times, "boxes"):
+    with watch("boxes"):
         objects = []
         for k, category in enumerate(found.labels):
             made = _object(k, found, masks, depth, calibration, turned[k], config)
@@ -189,11 +194,3 @@ def _uncertainty(fit: boxes.Fit, turn: float, confidence: float, judging: Judgin
     turn = min(turn + float(np.degrees(np.arctan2(np.linalg.norm(sideways), np.linalg.norm(box.center)))), 180.0)
     size = fit.low + fit.high + box.size * judging.depth_error / confidence + 2 * mixed
     return Uncertainty(np.stack([low, high]), size, turn, confidence)
-
-
-@contextlib.contextmanager
-def _timed(times: MutableMapping[str, float] | None, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if times is not None:
-        times[stage] = times.get(stage, 0.0) + time.perf_counter() - start

@@ -19,12 +19,16 @@ def mask_pixels(mask: Bool[np.ndarray, "H W"], most: int) -> Int[np.ndarray, "P 
     return found[:: max(1, round(len(found) / most))]
 
 
+def rays_through(pixels: Int[np.ndarray, "P 2"], intrinsics: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "P 3"]:
+    """Directions with z = 1, camera frame, through the centres of pixels (row, column)."""
+    centres = pixels[:, ::-1] + 0.5
+    return back_project(centres, np.ones(len(centres)), intrinsics)
+
+
 def points_at(pixels: Int[np.ndarray, "P 2"], depth: Float[np.ndarray, "H W"], intrinsics: Float[np.ndarray, "3 3"]
               ) -> Float[np.ndarray, "P 3"]:
     """Points in the camera frame, metres, at the centres of pixels (row, column)."""
-    rows, columns = pixels[:, 0], pixels[:, 1]
-    centres = np.stack([columns + 0.5, rows + 0.5], axis=1)
-    return back_project(centres, depth[rows, columns].astype(float), intrinsics)
+    return rays_through(pixels, intrinsics) * depth[pixels[:, 0], pixels[:, 1]].astype(float)[:, None]
 
 
 def dbscan(points: Float[np.ndarray, "P 3"], radius: float, neighbours: int) -> Int[np.ndarray, " P"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from spatialllm_jax.sources.pseudo_labels.boxes import Rays
-from spatialllm_jax.sources.pseudo_labels.points import mask_pixels, points_at, usable
+from spatialllm_jax.sources.pseudo_labels.points import mask_pixels, rays_through, usable
 
 _RAYS = 1200        # per object, about: through its inside, along its outline, and through what hides it
 # A thing hides another where it is nearer at their common outline by this share of the depth.
@@ -42,9 +42,12 @@ def inner(mask: Bool[np.ndarray, "H W"], pixels: int) -> Bool[np.ndarray, "H W"]
     """The mask without a border that may belong to the background, unless that leaves less than a third of it."""
     from scipy import ndimage
 
-    if pixels <= 0:
+    if pixels <= 0 or not mask.any():
         return mask
-    smaller = ndimage.binary_erosion(mask, iterations=pixels, border_value=1)
+    x1, y1, x2, y2 = mask_box(mask).astype(int)
+    window = slice(max(y1 - 1, 0), y2 + 1), slice(max(x1 - 1, 0), x2 + 1)
+    smaller = np.zeros_like(mask)
+    smaller[window] = ndimage.binary_erosion(mask[window], iterations=pixels, border_value=1)
     return smaller if 3 * smaller.sum() >= mask.sum() else mask
 
 
@@ -59,30 +62,43 @@ def look_at(index: int, masks: Bool[np.ndarray, "N H W"], depth: Float[np.ndarra
     """What is known about the whereabouts of object `index`; its mask must hold a usable depth."""
     from scipy import ndimage
 
-    mask = masks[index]
-    good = usable(depth)
-    own = np.where(mask & good, depth, np.inf)
+    height, width = depth.shape
+    x1, y1, x2, y2 = mask_box(masks[index]).astype(int)
+    # Filters look at the object and its surroundings, not at the whole picture.
+    window = slice(max(y1 - 2, 0), min(y2 + 2, height)), slice(max(x1 - 2, 0), min(x2 + 2, width))
+    mask, near = masks[index][window], depth[window]
+    good = usable(near)
     # Pixels in which an edge may lie: those of the mask and their neighbours, from their nearest own depth on.
-    nearest = ndimage.minimum_filter(own, size=3, mode="constant", cval=np.inf)
+    nearest = ndimage.minimum_filter(np.where(mask & good, near, np.inf), size=3, mode="constant", cval=np.inf)
     grown = np.isfinite(nearest)
     outline = grown & ~mask
-    hiding = np.zeros_like(mask)
     common = np.zeros_like(mask)
+    hiding = np.zeros_like(masks[index])
     for other, shape in enumerate(masks):
-        contact = outline & shape & good
+        contact = outline & shape[window] & good
         if other == index or not contact.any():
             continue
-        if np.median(depth[contact] / nearest[contact]) < 1 - _NEARER:
-            hiding |= shape & good
+        if np.median(near[contact] / nearest[contact]) < 1 - _NEARER:
+            hiding |= shape
             common |= contact
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    hiding[window] &= ~grown
     rim = outline | (mask & ~ndimage.binary_erosion(mask, border_value=1))
-    parts = [(rim & grown, nearest, False), (mask & good, depth, False), (hiding & ~grown, depth, True)]
-    directions, starts, behind = [], [], []
-    for where, start, hides in parts:
-        pixels = mask_pixels(where, _RAYS // len(parts))
-        directions.append(points_at(pixels, np.ones_like(depth), intrinsics))
-        starts.append(start[pixels[:, 0], pixels[:, 1]])
-        behind.append(np.full(len(pixels), hides))
-    return Seen(Rays(np.concatenate(directions), np.concatenate(starts).astype(float), np.concatenate(behind)),
-                1.0 - float(common.sum()) / max(int(outline.sum()), 1), int(border.sum()) >= 2)
+    parts = [_rays(rim & grown, nearest, window, intrinsics), _rays(mask & good, near, window, intrinsics)]
+    if hiding.any():
+        everywhere = slice(0, height), slice(0, width)
+        parts.append(_rays(hiding & usable(depth), depth, everywhere, intrinsics))
+    directions, starts = (np.concatenate(part) for part in zip(*parts, strict=True))
+    behind = np.arange(len(starts)) >= sum(len(start) for _, start in parts[:2])
+    edge = masks[index]
+    border = edge[0].sum() + edge[-1].sum() + edge[:, 0].sum() + edge[:, -1].sum()
+    return Seen(Rays(directions, starts, behind), 1.0 - float(common.sum()) / max(int(outline.sum()), 1),
+                int(border) >= 2)
+
+
+def _rays(where: Bool[np.ndarray, "h w"], start: Float[np.ndarray, "h w"], window: tuple[slice, slice],
+          intrinsics: Float[np.ndarray, "3 3"]) -> tuple[Float[np.ndarray, "M 3"], Float[np.ndarray, " M"]]:
+    """(directions with z = 1, depth from which on the object may lie) of some pixels of a window."""
+    pixels = mask_pixels(where, _RAYS // 3)
+    starts = start[pixels[:, 0], pixels[:, 1]].astype(float)
+    corner = [window[0].start, window[1].start]
+    return rays_through(pixels + corner, intrinsics), starts
