@@ -11,6 +11,7 @@ import concurrent.futures.process
 import contextlib
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -131,6 +132,7 @@ class Ray:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one with `ray "
                                 "start --head`, or leave --ray-address out") from error
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         self._ray = ray
         self._accelerators = int(ray.cluster_resources().get("GPU", 0))
         self._workers = self._accelerators or workers

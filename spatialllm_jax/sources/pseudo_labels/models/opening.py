@@ -12,6 +12,7 @@ from spatialllm_jax.sources.pseudo_labels.models import weights
 def open_estimators(config: PseudoLabelConfig) -> Estimators:
     """Loads the models. Raises UserError for a missing extra, model or vocabulary, before any picture is read."""
     weights.torch_module()
+    weights.quiet()
     from spatialllm_jax.sources.pseudo_labels.models.depth import open_depth
     from spatialllm_jax.sources.pseudo_labels.models.detection import ClipTagger, GroundingDino, VocabularyTagger
     from spatialllm_jax.sources.pseudo_labels.models.segmentation import SegmentAnything

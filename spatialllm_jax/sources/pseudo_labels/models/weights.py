@@ -22,6 +22,13 @@ def torch_module() -> Any:
     return torch
 
 
+def quiet() -> None:
+    """No progress bars of transformers' own: there is one bar, that of the pictures."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
 def device_of(name: str) -> str:
     """The torch device that a setting names; the first accelerator for ""."""
     torch = torch_module()
@@ -50,7 +57,6 @@ def open_model(name: str, setting: str, kinds: dict[str, str], advice: str, devi
     torch_module()
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     where = f"pseudo_labels.models.{setting}={name!r}"
     help_ = f"fetch one with `hf download {advice}` and name it, or a folder that holds it"
     try:
