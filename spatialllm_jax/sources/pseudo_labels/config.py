@@ -160,10 +160,8 @@ def _filled(kind: Any, where: str, settings: Mapping[str, Any]) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         values[key] = value
-    result = kind(**values)
-    for key, value in values.items():
         default = known[key].default
         whole = isinstance(default, float) and type(value) is int
         if default is not dataclasses.MISSING and type(value) is not type(default) and not whole:
             raise UserError(f"setting {where}.{key}={value!r} must be of type {type(default).__name__}")
-    return result
+    return kind(**values)

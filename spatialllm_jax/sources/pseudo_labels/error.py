@@ -110,17 +110,18 @@ def compare(estimate: Scene | None, truth: Scene, tally: Tally, margins: Margins
                     if seen_guess and _all(case, usable) else None)
             _count(tally, kind, _word(view_judge(seen, *case, wide)), _word(told),
                    words[0] if places[case[0]] < places[case[1]] else words[1])
+    tally.clear.update({"depth": len(truth.objects), "azimuth": sum(o.has_front for o in truth.objects),
+                        "distance": len(truth.objects) * (len(truth.objects) - 1) // 2})
     if guess is not None and estimate is not None:
         _numbers(estimate, guess, truth, true, usable, tally, margins)
+    for kind in NUMBERS:
+        tally.lost[kind] = tally.clear[kind] - tally.asked[kind]
 
 
 def _numbers(estimate: Scene, guess: SceneArrays, truth: Scene, true: SceneArrays, usable: dict[int, int],
              tally: Tally, margins: Margins) -> None:
     """Depths and azimuths of the objects, distances of the pairs."""
     for j, thing in enumerate(truth.objects):
-        tally.clear["depth"] += 1
-        tally.clear["azimuth"] += thing.has_front
-        tally.clear["distance"] += j
         if (i := usable.get(j)) is None:
             continue
         if relations.length_sure(guess, i, -1, margins):
@@ -131,8 +132,6 @@ def _numbers(estimate: Scene, guess: SceneArrays, truth: Scene, true: SceneArray
         for k in range(j):
             if (m := usable.get(k)) is not None and relations.length_sure(guess, i, m, margins):
                 _said(tally, "distance", _off(guess.between[i][m], true.between[j][k]) > margins.number_share)
-    for kind in NUMBERS:
-        tally.lost[kind] = tally.clear[kind] - tally.asked[kind]
 
 
 def _off(value: float, truth: float) -> float:

@@ -80,11 +80,11 @@ class Journal:
                                 "--labels, or remove it")
             start = file.tell()
             for line in file:
-                if not line.endswith(b"\n"):
-                    break       # cut short by a kill: that picture is done again
+                if not line.endswith(b"\n"):     # cut short by a kill: that picture is done again
+                    file.truncate(start)
+                    break
                 self._starts[json.loads(line)["name"]] = start
                 start += len(line)
-            file.truncate(start)
 
     def __contains__(self, name: str) -> bool:
         return name in self._starts

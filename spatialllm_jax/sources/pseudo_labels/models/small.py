@@ -63,7 +63,7 @@ def sam(folder: Path) -> None:
     config = hf.SamConfig(
         vision_config=hf.SamVisionConfig(
             image_size=_SIDE, patch_size=16, hidden_size=32, output_channels=16, num_hidden_layers=1, mlp_dim=32,
-            num_attention_heads=2, window_size=2, num_pos_feats=16, global_attn_indexes=[0]),
+            num_attention_heads=2, window_size=2, num_pos_feats=8, global_attn_indexes=[0]),
         prompt_encoder_config=hf.SamPromptEncoderConfig(
             hidden_size=16, image_size=_SIDE, patch_size=16, mask_input_channels=4),
         mask_decoder_config=decoder)
@@ -127,7 +127,7 @@ def depth_anything(folder: Path, metric: bool = True) -> None:
     config = hf.DepthAnythingConfig(
         backbone_config=backbone, patch_size=14, reassemble_hidden_size=16, reassemble_factors=[4, 2, 1, 0.5],
         neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_in_index=-1, head_hidden_size=8,
-        depth_estimation_type="metric" if metric else "relative", max_depth=20.0 if metric else 1)
+        depth_estimation_type="metric" if metric else "relative", max_depth=20 if metric else 1)
     hf.DepthAnythingForDepthEstimation(config).save_pretrained(folder)
     _images("DPTImageProcessor")(size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14,
                          **_IMAGENET).save_pretrained(folder)
