@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import operator
+import sys
 
 import pytest
 
@@ -48,6 +49,12 @@ def test_a_job_may_end_early():
 def test_an_unknown_engine_is_told():
     with pytest.raises(UserError, match="--engine"):
         engine_of("cloud", 1)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"spatialllm-jax\[ray\]"):
+        engine_of("ray", 1)
 
 
 @pytest.mark.slow

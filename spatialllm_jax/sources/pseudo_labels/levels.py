@@ -31,6 +31,7 @@ LEVELS: dict[str, Noise] = {
     "orientation 5": Noise(orientation=5.0),
     "orientation 15": Noise(orientation=15.0),
     "orientation 30": Noise(orientation=30.0),
+    "gravity by ground": Noise(ground=True),
     "gravity 3": Noise(gravity=3.0),
     "gravity 10": Noise(gravity=10.0),
     "all, mild": Noise(0.05, 0.01, 1, 5.0, 3.0),

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from spatialllm_jax.scene.geometry import bbox_iou, viewpoint
+from spatialllm_jax.sources.pseudo_labels.camera import DepthCalibrator
+from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
 from spatialllm_jax.sources.pseudo_labels.interfaces import (
     Calibration,
     DepthMap,
@@ -32,6 +34,7 @@ class Noise:
         mask: pixels by which masks are grown (shrunk if negative).
         orientation: standard deviation of the azimuth, degrees.
         gravity: degrees by which gravity is tilted, to a random side.
+        ground: gravity is not told but found in the depth map (`camera.DepthCalibrator`); the focal length is told.
     """
 
     depth_scale: float = 0.0
@@ -39,6 +42,7 @@ class Noise:
     mask: int = 0
     orientation: float = 0.0
     gravity: float = 0.0
+    ground: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +55,8 @@ class Truth:
 
     def estimators(self) -> Estimators:
         """The truth in the pipeline's form."""
-        return Estimators(self, self, self, self, self, self)
+        calibrator = DepthCalibrator(PseudoLabelConfig()) if self.noise.ground else self
+        return Estimators(self, self, self, self, calibrator, self)
 
     def tags(self, image: Picture) -> tuple[str, ...]:
         """The categories in the scene."""
@@ -78,7 +83,7 @@ class Truth:
         depth = self.rendered.depth * np.exp(self.noise.depth_scale * rng.standard_normal())
         if self.noise.depth_pixel:
             depth = depth * np.exp(self.noise.depth_pixel * rng.standard_normal(depth.shape))
-        return DepthMap(depth)
+        return DepthMap(depth, float(self.rendered.scene.camera.intrinsics[0, 0]))
 
     def calibrate(self, image: Picture, depth: DepthMap, masks: Bool[np.ndarray, "N H W"]) -> Calibration:
         """The camera, its gravity tilted."""
