@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import logging
 
-from launch import cli
+from launch import cli, pseudo_estimators
 from launch import config as configs
 from spatialllm_jax import engines
 from spatialllm_jax.data import formats, generation
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     labeller = engine if args.engine == "ray" else engines.Local()
     with tempfile.TemporaryDirectory(prefix="scenes-") as spool:
         opened = opened_sources(config, args.input, args.split, Path(spool), Path(args.labels or f"{out}.labels"),
-                                labeller)
+                                labeller, pseudo_estimators.open_estimators)
         plans = plans_of(config, opened, counts, limits, overrides)
         result = _write(config, plans, wanted, out, args, engine)
     _report(out, result)

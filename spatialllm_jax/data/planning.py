@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def _split_seed(config: Any, split: str) -> int:
 
 
 def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: Path, labels: Path,
-                   engine: Engine) -> dict[str, tuple[sources.SceneSource, ...]]:
+                   engine: Engine, opener: Callable[[Any], Any]) -> dict[str, tuple[sources.SceneSource, ...]]:
     """The sources of every split to write; annotations are read here, once.
 
     Args:
@@ -34,6 +34,7 @@ def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: 
         spool: folder for scene files.
         labels: folder for the labels of plain pictures; stays.
         engine: what labels them.
+        opener: loads the models that do (`sources.open_pictures`).
 
     Raises:
         UserError: for an unknown split, a missing or superfluous input, or files that cannot be used.
@@ -58,16 +59,16 @@ def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: 
     for name, entries in given.items():
         thresholds = "test" if name == "test" else "train"
         found[name] = tuple(_opened(config, kind, path, thresholds, spool / f"{name}-{k}.jsonl",
-                                    labels / f"{name}-{k}", engine) for k, (kind, path) in enumerate(entries))
+                                    labels / f"{name}-{k}", engine, opener) for k, (kind, path) in enumerate(entries))
     return {name: opened for name, opened in found.items() if only in (None, name)}
 
 
-def _opened(config: Any, kind: str, path: str, thresholds: str, spool: Path, labels: Path, engine: Engine
-            ) -> sources.SceneSource:
+def _opened(config: Any, kind: str, path: str, thresholds: str, spool: Path, labels: Path, engine: Engine,
+            opener: Callable[[Any], Any]) -> sources.SceneSource:
     if kind != sources.PSEUDO_LABELS:
         return sources.open_annotated(kind, path, thresholds, spool)
     settings = config.pseudo_labels.to_dict() if "pseudo_labels" in config else {}
-    return sources.open_pictures(path, thresholds, spool, settings, labels, engine)
+    return sources.open_pictures(path, thresholds, spool, settings, labels, engine, opener)
 
 
 def plans_of(config: Any, opened: Mapping[str, tuple[sources.SceneSource, ...]], counts: Mapping[str, int],

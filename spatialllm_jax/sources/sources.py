@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,14 @@ def open_annotated(kind: str, path: str, split: str, spool: Path, progress: bool
 
 
 def open_pictures(path: str, split: str, spool: Path, settings: Mapping[str, Any], labels: Path, engine: Engine,
-                  progress: bool = True) -> SceneSource:
+                  opener: Callable[[Any], Any], progress: bool = True) -> SceneSource:
     """Labels a folder of plain pictures (`sources.pseudo_labels`), or goes on labelling it.
 
     Args:
         settings: of the labelling, fields of `PseudoLabelConfig`.
         labels: folder for what is done; kept, so that nothing is done twice.
         engine: what runs the models.
+        opener: config -> estimators, in each worker (`pseudo_labels.folder.Opener`).
 
     Raises:
         UserError: when the pictures, the models or the settings cannot be used, or no picture gives a scene.
@@ -134,7 +135,8 @@ def open_pictures(path: str, split: str, spool: Path, settings: Mapping[str, Any
     from spatialllm_jax.sources.pseudo_labels import folder
     from spatialllm_jax.sources.pseudo_labels.config import pseudo_label_config
 
-    scenes, ignored = folder.label_folder(Path(path), labels, pseudo_label_config(settings), engine, progress=progress)
+    scenes, ignored = folder.label_folder(Path(path), labels, pseudo_label_config(settings), engine, opener=opener,
+                                           progress=progress)
     if not scenes.stat().st_size:
         raise UserError(f"no picture in {path} gave a scene ({folder.commonest(ignored)}); see {labels}/log.tsv")
     opened = open_annotated("scenes", str(scenes), split, spool, progress)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the models are torch's: pip install
 
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.config import Filters, Judging, PseudoLabelConfig  # noqa: E402
+from spatialllm_jax.sources.pseudo_labels.interfaces import Orientation  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models import small  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.crops import CroppedOrientation, square_crop  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.depth import open_depth  # noqa: E402
@@ -166,6 +169,28 @@ def test_orient_anything_loads_its_own_format(models, picture):
     crops = [square_crop(picture, np.array([0.0, 0, 60, 60]), 1.1), square_crop(picture, np.array([5.0, 5, 90, 90]), 1)]
     together, alone = estimator.viewpoints(crops), [estimator.viewpoints([crop])[0] for crop in crops]
     assert [(o.azimuth, o.elevation, o.theta) for o in together] == [(o.azimuth, o.elevation, o.theta) for o in alone]
+
+
+def test_the_projects_own_estimator_takes_part(models, picture, monkeypatch, tmp_path):
+    """A model folder of this project is opened by `pose.estimator.load`, whose angles and confidences are passed on."""
+    from launch import pseudo_estimators
+
+    asked = []
+
+    class Pose:
+        def estimate_boxes(self, image, bboxes):
+            asked.append(bboxes)
+            return SimpleNamespace(angles=np.array([[10.0, 20.0, -30.0]]), confidence=np.array([0.7]))
+
+    (tmp_path / "params").mkdir()
+    monkeypatch.setitem(sys.modules, "spatialllm_jax.pose", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "spatialllm_jax.pose.estimator", SimpleNamespace(load=lambda folder: Pose()))
+    config = dataclasses.replace(config_of(models, orientation=str(tmp_path)), fronts=("dog",))
+    estimators = pseudo_estimators.open_estimators(config)
+    boxes = np.array([[0.0, 0, 9, 9], [10, 10, 50, 90]])
+    found = estimators.orientation.orient(picture, boxes, ["car", "dog"])
+    assert found == [None, Orientation(10.0, 20.0, -30.0, 0.7)]
+    np.testing.assert_array_equal(asked[0], boxes[1:])
 
 
 def test_crops_are_square_and_black_outside(picture):

@@ -82,7 +82,8 @@ class ModelNames:
         detector: Grounding DINO.
         segmenter: SAM or SAM 2.
         depth: Depth Pro (tells the focal length too) or a metric Depth Anything V2.
-        orientation: folder with `config.json` of the DINOv2 backbone and Orient-Anything's weights; "" for none.
+        orientation: folder with `config.json` of the DINOv2 backbone and Orient-Anything's weights, or a folder that
+            `configs/pose.py` trained; "" for none.
         device: of torch: "cpu", "cuda", ...; "" takes the first accelerator.
     """
 

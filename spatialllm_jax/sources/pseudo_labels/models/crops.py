@@ -1,9 +1,10 @@
-"""Crops for estimators that look at one object at a time."""
+"""Orientation from estimators that look at one object at a time: by crops, or by boxes as this project's own does."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -45,4 +46,46 @@ class CroppedOrientation:
             told = self.estimator.viewpoints([square_crop(image, boxes[k], self.margin) for k in asked])
             for k, orientation in zip(asked, told, strict=True):
                 found[k] = orientation
+        return found
+
+
+class BoxPoses(Protocol):
+    """Viewpoints of n objects (`pose.estimator.Poses`)."""
+
+    @property
+    def angles(self) -> Float[np.ndarray, "n 3"]:
+        """Azimuth, elevation, theta in degrees."""
+        ...
+
+    @property
+    def confidence(self) -> Float[np.ndarray, " n"]:
+        """In [0, 1]."""
+        ...
+
+
+class BoxPoseEstimator(Protocol):
+    """This project's pose estimator (`pose.estimator.Estimator`), seen from below it."""
+
+    def estimate_boxes(self, image: Picture, bboxes: Float[np.ndarray, "n 4"]) -> BoxPoses:
+        """Viewpoints of what the boxes show."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxOrientation:
+    """An `OrientationEstimator` from an estimator of boxes; `fronts` as in `CroppedOrientation`."""
+
+    estimator: BoxPoseEstimator
+    fronts: tuple[str, ...] = ()
+
+    def orient(self, image: Picture, boxes: Float[np.ndarray, "N 4"], labels: Sequence[str]
+               ) -> list[Orientation | None]:
+        """See `interfaces.OrientationEstimator`."""
+        found: list[Orientation | None] = [None] * len(labels)
+        asked = [k for k, label in enumerate(labels) if not self.fronts or label in self.fronts]
+        if asked:
+            told = self.estimator.estimate_boxes(image, boxes[asked])
+            for k, angles, confidence in zip(asked, told.angles, told.confidence, strict=True):
+                azimuth, elevation, theta = angles.tolist()
+                found[k] = Orientation(azimuth, elevation, theta, float(confidence))
         return found

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.sources.pseudo_labels.camera import DepthCalibrator
 from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
 from spatialllm_jax.sources.pseudo_labels.interfaces import Estimators, OrientationEstimator
 from spatialllm_jax.sources.pseudo_labels.models import weights
+from spatialllm_jax.sources.pseudo_labels.models.crops import BoxOrientation, BoxPoseEstimator, CroppedOrientation
 
 
-def open_estimators(config: PseudoLabelConfig) -> Estimators:
-    """Loads the models. Raises UserError for a missing extra, model or vocabulary, before any picture is read."""
+def open_estimators(config: PseudoLabelConfig, own_pose: Callable[[str], BoxPoseEstimator] | None = None
+                    ) -> Estimators:
+    """Loads the models.
+
+    Args:
+        own_pose: opens a model folder of this project as a pose estimator; without it, orientation is
+            Orient-Anything's alone.
+
+    Raises:
+        UserError: for a missing extra, model or vocabulary, before any picture is read.
+    """
     weights.torch_module()
     weights.quiet()
     from spatialllm_jax.sources.pseudo_labels.models.depth import open_depth
@@ -22,8 +35,10 @@ def open_estimators(config: PseudoLabelConfig) -> Estimators:
                         "(configs/data/3di_pb_oi1m.py has some)")
     device = weights.device_of(config.models.device)
     orientation: OrientationEstimator | None = None
-    if config.models.orientation:
-        from spatialllm_jax.sources.pseudo_labels.models.crops import CroppedOrientation
+    name = config.models.orientation
+    if name and own_pose is not None and (Path(name) / "params").is_dir():
+        orientation = BoxOrientation(own_pose(name), config.fronts)
+    elif name:
         from spatialllm_jax.sources.pseudo_labels.models.orient_anything import OrientAnything
 
         orientation = CroppedOrientation(OrientAnything(config, device), fronts=config.fronts)
