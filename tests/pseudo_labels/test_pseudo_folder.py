@@ -18,6 +18,7 @@ from spatialllm_jax.sources.loaded import collect
 from spatialllm_jax.sources.pseudo_labels.config import Judging, PseudoLabelConfig
 from spatialllm_jax.sources.pseudo_labels.folder import label_folder
 from spatialllm_jax.sources.pseudo_labels.interfaces import Calibration, DepthMap, Detections, Estimators, Masks
+from spatialllm_jax.sources.pseudo_labels.journal import Journal
 from spatialllm_jax.sources.pseudo_labels.pictures import picture_names, read_picture
 
 CONFIG = PseudoLabelConfig(judging=Judging(depth_error=0.0))
@@ -171,6 +172,15 @@ def test_labels_of_other_settings_are_not_mixed(tmp_path):
     other = dataclasses.replace(CONFIG, max_side=500)
     with pytest.raises(UserError, match="--labels"):
         label_folder(tmp_path / "zoo", tmp_path / "labels", other, Local(), opener=open_blocks, progress=False)
+
+
+def test_two_runs_at_once_are_one_too_many(tmp_path):
+    write_zoo(tmp_path / "zoo")
+    running = Journal(tmp_path / "labels", tmp_path / "zoo", {})
+    with pytest.raises(UserError, match="another run"):
+        Journal(tmp_path / "labels", tmp_path / "zoo", {})
+    running.finish(set())
+    Journal(tmp_path / "labels", tmp_path / "zoo", {})
 
 
 def test_pictures_that_came_or_went(tmp_path):

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 from collections import Counter
@@ -65,12 +66,18 @@ class Journal:
         self._starts: dict[str, int] = {}
         if not self._path.exists():
             write_whole(self._path, head + "\n")
-        self._read(head)
-        link = folder / _LINK
-        if not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.abspath(images), target_is_directory=True)
         self._file = self._path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)      # ends with this process, however it ends
+        except BlockingIOError:
+            raise UserError(f"another run is labelling into {folder}; wait for it, or name another folder with "
+                            "--labels") from None
+        self._read(head)
+        self._file.seek(0, os.SEEK_END)     # the end may have moved: a torn line is cut off
+        link, target = folder / _LINK, os.path.abspath(images)
+        if not link.is_symlink() or os.readlink(link) != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
 
     def _read(self, head: str) -> None:
         with self._path.open("rb+") as file:
