@@ -132,7 +132,7 @@ class Ray:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise UserError(f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one with `ray "
                                 "start --head`, or leave --ray-address out") from error
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         self._ray = ray
         self._accelerators = int(ray.cluster_resources().get("GPU", 0))
         self._workers = self._accelerators or workers
@@ -150,14 +150,19 @@ class Ray:
             return
         size = max(1, min(_BLOCK, len(column) // (16 * self._workers)))
         table = pyarrow.table({"item": column})
+        pool = self._ray.data.ActorPoolStrategy(size=min(self._workers, len(column)))
         dataset = self._ray.data.from_arrow([table.slice(k, size) for k in range(0, len(column), size)]).map_batches(
             _Actor, fn_constructor_kwargs={"make": pickle.dumps(make)}, batch_size=1, batch_format="pyarrow",
-            concurrency=min(self._workers, len(column)), num_gpus=1 if self._accelerators else 0)
-        for row in dataset.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, UserError):
-                raise result
-            yield result
+            compute=pool, num_gpus=1 if self._accelerators else 0)
+        try:
+            for row in dataset.iter_rows():
+                result = pickle.loads(row["result"])
+                if isinstance(result, UserError):
+                    raise result
+                yield result
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"a Ray worker ended ({str(error).strip().splitlines()[-1]}); run the same command again, "
+                            "with fewer --workers if memory ran out") from error
 
 
 class _Actor:

@@ -60,10 +60,12 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 @pytest.mark.slow
 def test_ray_agrees_and_tells_errors():
     pytest.importorskip("ray", reason='needs ray: pip install -e ".[ray]"')
+    from tests import test_engines as here  # the name by which Ray's workers can import it
+
     ray = engine_of("ray", 2)
-    assert list(ray.map(functools.partial(adder, 10), range(200))) == list(range(10, 210))
-    assert list(ray.map(functools.partial(adder, 10), [])) == []
+    assert list(ray.map(functools.partial(here.adder, 10), range(200))) == list(range(10, 210))
+    assert list(ray.map(functools.partial(here.adder, 10), [])) == []
     with pytest.raises(UserError, match="three"):
-        list(ray.map(fussy, range(6)))
+        list(ray.map(here.fussy, range(6)))
     with pytest.raises(UserError, match="no model"):
-        list(ray.map(unable, range(6)))
+        list(ray.map(here.unable, range(6)))
