@@ -115,8 +115,10 @@ def _uncertainty_to_dict(u: Uncertainty) -> dict[str, Any]:
 
 
 def _uncertainty_from_dict(data: Mapping[str, Any]) -> Uncertainty:
-    return Uncertainty(np.array(data["center"], float), np.array(data["size"], float), float(data["turn"]),
-                       float(data["confidence"]))
+    center, size = np.array(data["center"], float).reshape(2, 3), np.array(data["size"], float).reshape(3)
+    if not (np.isfinite(center).all() and np.isfinite(size).all() and center.min() >= 0 and size.min() >= 0):
+        raise ValueError("an uncertainty must be finite and not negative")
+    return Uncertainty(center, size, float(data["turn"]), float(data["confidence"]))
 
 
 def _numbers(array: np.ndarray) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions import probing
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig
@@ -146,3 +147,11 @@ def test_json_keeps_what_is_uncertain():
     np.testing.assert_allclose(kept.size, [1, 2, 3])
     assert kept.turn == 7.0 and kept.confidence == 1.0 and again.camera.gravity_error == 3.0
     assert json.loads(scene_to_json(again)) == json.loads(scene_to_json(first))
+
+
+@pytest.mark.parametrize("change", [{"center": [1, 2]}, {"size": [-1, 0, 0]}, {"turn": None}])
+def test_an_uncertainty_that_cannot_be_is_told(change):
+    data = json.loads(scene_to_json(scene(thing((0, 1, 5)))))
+    data["objects"][0]["uncertainty"].update(change)
+    with pytest.raises(UserError, match="scene JSON"):
+        scene_from_json(json.dumps(data))
