@@ -48,12 +48,12 @@ def test_thresholds_of_detections():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30], [40, 40, 50, 50], [60, 60, 70, np.nan]], float)
     found = Detections(boxes, np.array([0.5, 0.9, 0.29, 0.3, 0.9]), tuple("abcde"))
     left_out = Counter()
-    kept = believed(found, PseudoLabelConfig(), left_out)
+    kept, hidden = believed(found, PseudoLabelConfig(), left_out)
     np.testing.assert_array_equal(kept, [1, 3])     # surest first; a overlaps b by 9/11
-    assert left_out == {"detection: same object": 1, "detection: not sure": 2}
-    few = believed(found, PseudoLabelConfig(filters=Filters(max_objects=1)), left_out)
+    assert left_out == {"detection: same object": 1, "detection: not sure": 2} and hidden == {"c", "e"}
+    few, hidden = believed(found, PseudoLabelConfig(filters=Filters(max_objects=1)), left_out)
     np.testing.assert_array_equal(few, [1])
-    assert left_out["detection: too many"] == 1
+    assert left_out["detection: too many"] == 1 and "d" in hidden
 
 
 @pytest.mark.parametrize("spoil, reason", [

@@ -70,8 +70,7 @@ def label(image: Picture, name: SceneImage, estimators: Estimators, config: Pseu
         return Labelled(None, "image: no tags", left_out)
     with watch("detection"):
         found = estimators.detector.detect(image, tags)
-    kept = believed(found, config, left_out)
-    hidden = {found.labels[k] for k in range(len(found.labels)) if k not in set(kept.tolist())}
+    kept, hidden = believed(found, config, left_out)
     if not len(kept):
         return Labelled(None, "image: no object found", left_out)
     found = Detections(found.boxes[kept], found.scores[kept], tuple(found.labels[k] for k in kept))
@@ -107,20 +106,25 @@ def label(image: Picture, name: SceneImage, estimators: Estimators, config: Pseu
                     "", left_out)
 
 
-def believed(found: Detections, config: PseudoLabelConfig, left_out: Counter[str]) -> Int[np.ndarray, " K"]:
-    """Indices of the detections that are sure enough and no second box of the same thing, surest first."""
+def believed(found: Detections, config: PseudoLabelConfig, left_out: Counter[str]
+             ) -> tuple[Int[np.ndarray, " K"], set[str]]:
+    """(indices of the detections that are sure enough and no second box of the same thing, surest first; the labels of
+    those that may be things of their own all the same)."""
     filters = config.filters
     order: list[int] = []
+    hidden: set[str] = set()
     for k in np.argsort(-found.scores, kind="stable").tolist():
         if not np.isfinite(found.boxes[k]).all() or not found.scores[k] >= filters.confidence:
             left_out["detection: not sure"] += 1
+            hidden.add(found.labels[k])
         elif any(bbox_iou(found.boxes[k], found.boxes[j]) > filters.nms for j in order):
             left_out["detection: same object"] += 1
         elif len(order) >= filters.max_objects:
             left_out["detection: too many"] += 1
+            hidden.add(found.labels[k])
         else:
             order.append(k)
-    return np.array(order, int)
+    return np.array(order, int), hidden
 
 
 def _object(k: int, found: Detections, masks: Masks, depth: DepthMap, calibration: Calibration,
