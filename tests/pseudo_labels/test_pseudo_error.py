@@ -9,7 +9,12 @@ from launch import pseudo_error
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import rotation_y
 from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.sources.pseudo_labels.camera import DepthCalibrator
+from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
 from spatialllm_jax.sources.pseudo_labels.error import TYPES, Tally, compare, matched, without_judging
+from spatialllm_jax.sources.pseudo_labels.truth import Noise, Truth
+from spatialllm_jax.sources.rendered.config import RenderConfig
+from spatialllm_jax.sources.rendered.source import render
 
 UP = np.array([0.0, -1.0, 0.0])
 
@@ -86,6 +91,19 @@ def test_noise_flips_answers_and_judging_drops_them(measured):
     assert loose["azimuth"]["flipped"] > 0
     assert judged["azimuth"]["flipped"] == 0 and judged["azimuth"]["asked"] == 0
     assert measured["true | unjudged"]["types"]["azimuth"]["flipped"] == 0
+
+
+def test_gravity_is_found_in_the_depth_of_rendered_rooms_and_streets():
+    pytest.importorskip("moderngl", reason="scenes are rendered")
+    for index in range(10):
+        rendered = render(RenderConfig(image_size=128), 4, index)
+        truth = Truth(rendered, Noise(), 0)
+        masks = np.stack([rendered.instances == k + 1 for k in range(len(rendered.scene.objects))])
+        picture = np.zeros((128, 128, 3), np.uint8)
+        found = DepthCalibrator(PseudoLabelConfig()).calibrate(picture, truth.depth(picture), masks)
+        off = np.degrees(np.arccos(np.clip(found.gravity @ rendered.scene.camera.gravity, -1, 1)))
+        assert off < 1.5 and found.gravity_error == 3.0, index
+        np.testing.assert_allclose(found.intrinsics, rendered.scene.camera.intrinsics, atol=1e-9)
 
 
 def test_random_models_take_the_same_path(tmp_path, monkeypatch):
