@@ -143,9 +143,8 @@ def test_an_estimate_that_leans_is_set_upright():
 
 def fitted(box, others, down, floor, hidden=4.0, largest=None):
     depth, owner = world.see([box, *others], down, floor)
-    masks = np.stack([owner == k for k in range(1 + len(others))])
-    seen = views.look_at(0, masks, depth, world.INTRINSICS)
-    cloud = points.points_at(np.argwhere(masks[0]), depth, world.INTRINSICS)
+    seen = views.look_at(0, owner, depth, world.INTRINSICS)
+    cloud = points.points_at(np.argwhere(owner == 0), depth, world.INTRINSICS)
     footprint = float(np.median(cloud[:, 2])) / world.FOCAL
     return boxes.fit_box(cloud, box.rotation, seen.rays, trim=0.0, hidden=hidden, standing=True, footprint=footprint,
                          largest=largest), seen
@@ -216,8 +215,8 @@ def test_an_edge_that_cuts_is_noticed():
 def test_each_pixel_belongs_to_the_smallest_mask():
     masks = np.zeros((2, 10, 10), bool)
     masks[0, 2:9, 2:9], masks[1, 4:6, 4:6] = True, True
-    found = views.without_overlap(masks)
-    assert found[1].sum() == 4 and found[0].sum() == 45 and not (found[0] & found[1]).any()
+    found = views.owners(masks)
+    assert (found == 1).sum() == 4 and (found == 0).sum() == 45 and (found == -1).sum() == 51
     np.testing.assert_array_equal(views.mask_box(masks[1]), [4, 4, 6, 6])
     assert views.inner(masks[0], 1).sum() == 25 and views.inner(masks[1], 1).sum() == 4
 

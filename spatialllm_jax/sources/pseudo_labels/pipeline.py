@@ -24,7 +24,6 @@ from spatialllm_jax.sources.pseudo_labels.interfaces import (
     DepthMap,
     Detections,
     Estimators,
-    Masks,
     Orientation,
     Picture,
 )
@@ -76,7 +75,7 @@ def label(image: Picture, name: SceneImage, estimators: Estimators, config: Pseu
     found = Detections(found.boxes[kept], found.scores[kept], tuple(found.labels[k] for k in kept))
     with watch("masks"):
         masks = estimators.segmenter.segment(image, found.boxes)
-        masks = Masks(views.without_overlap(masks.masks), masks.scores)
+        owner = views.owners(masks.masks)
     with watch("depth"):
         depth = estimators.depth.depth(image)
     if not points.usable(depth.depth).any():
@@ -92,7 +91,7 @@ def label(image: Picture, name: SceneImage, estimators: Estimators, config: Pseu
     with watch("boxes"):
         objects = []
         for k, category in enumerate(found.labels):
-            made = _object(k, found, masks, depth, calibration, turned[k], config)
+            made = _object(k, found, owner, float(masks.scores[k]), depth, calibration, turned[k], config)
             if isinstance(made, str):
                 left_out[made] += 1
                 hidden.add(category)
@@ -127,11 +126,11 @@ def believed(found: Detections, config: PseudoLabelConfig, left_out: Counter[str
     return np.array(order, int), hidden
 
 
-def _object(k: int, found: Detections, masks: Masks, depth: DepthMap, calibration: Calibration,
-            orientation: Orientation | None, config: PseudoLabelConfig) -> Object3D | str:
+def _object(k: int, found: Detections, owner: Int[np.ndarray, "H W"], mask_score: float, depth: DepthMap,
+            calibration: Calibration, orientation: Orientation | None, config: PseudoLabelConfig) -> Object3D | str:
     """Object k with its box, or why it is left out."""
     filters, judging = config.filters, config.judging
-    mask = masks.masks[k]
+    mask = owner == k
     if not filters.min_mask <= mask.mean() <= filters.max_mask:
         return "mask: too small or too large"
     known = mask & points.usable(depth.depth)
@@ -142,8 +141,8 @@ def _object(k: int, found: Detections, masks: Masks, depth: DepthMap, calibratio
     core = points.main_cluster(cloud, filters.dbscan_radius, filters.dbscan_neighbours)
     if core.sum() < filters.cluster_points:
         return "points: too scattered"
-    seen = views.look_at(k, masks.masks, depth.depth, calibration.intrinsics)
-    confidence = (min(1.0, float(found.scores[k]) / judging.sure_detection) * float(np.clip(masks.scores[k], 0, 1))
+    seen = views.look_at(k, owner, depth.depth, calibration.intrinsics)
+    confidence = (min(1.0, float(found.scores[k]) / judging.sure_detection) * float(np.clip(mask_score, 0, 1))
                   * float(core.mean()) * float(known.sum() / mask.sum()))
     if not confidence >= judging.least_confidence:
         return "object: not believed"

@@ -15,8 +15,8 @@ def usable(depth: Float[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 def mask_pixels(mask: Bool[np.ndarray, "H W"], most: int) -> Int[np.ndarray, "P 2"]:
     """(row, column) of a mask's pixels, thinned evenly to about `most`; the same ones every time."""
-    found = np.argwhere(mask)
-    return found[:: max(1, round(len(found) / most))]
+    found = np.flatnonzero(mask)
+    return np.stack(np.divmod(found[:: max(1, round(len(found) / most))], mask.shape[1]), axis=1)
 
 
 def rays_through(pixels: Int[np.ndarray, "P 2"], intrinsics: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "P 3"]:

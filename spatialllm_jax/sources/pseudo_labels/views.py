@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from spatialllm_jax.sources.pseudo_labels.boxes import Rays
 from spatialllm_jax.sources.pseudo_labels.points import mask_pixels, rays_through, usable
@@ -28,13 +28,11 @@ class Seen:
     cut: bool
 
 
-def without_overlap(masks: Bool[np.ndarray, "N H W"]) -> Bool[np.ndarray, "N H W"]:
-    """Each pixel to one mask, the smallest that claims it: the cushion, not the sofa it lies on."""
-    result = np.zeros_like(masks)
-    free = np.ones(masks.shape[1:], bool)
-    for k in np.argsort(masks.sum(axis=(1, 2)), kind="stable"):
-        result[k] = masks[k] & free
-        free &= ~masks[k]
+def owners(masks: Bool[np.ndarray, "N H W"]) -> Int[np.ndarray, "H W"]:
+    """Each pixel's mask, the smallest that claims it: the cushion, not the sofa it lies on. -1 where there is none."""
+    result = np.full(masks.shape[1:], -1)
+    for k in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+        result[masks[k]] = k
     return result
 
 
@@ -57,29 +55,28 @@ def mask_box(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "4"]:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
 
 
-def look_at(index: int, masks: Bool[np.ndarray, "N H W"], depth: Float[np.ndarray, "H W"],
+def look_at(index: int, owner: Int[np.ndarray, "H W"], depth: Float[np.ndarray, "H W"],
             intrinsics: Float[np.ndarray, "3 3"]) -> Seen:
-    """What is known about the whereabouts of object `index`; its mask must hold a usable depth."""
+    """What is known about the whereabouts of object `index`, which must own a pixel with a usable depth."""
     from scipy import ndimage
 
     height, width = depth.shape
-    x1, y1, x2, y2 = mask_box(masks[index]).astype(int)
+    edge = owner == index
+    x1, y1, x2, y2 = mask_box(edge).astype(int)
     # Filters look at the object and its surroundings, not at the whole picture.
     window = slice(max(y1 - 2, 0), min(y2 + 2, height)), slice(max(x1 - 2, 0), min(x2 + 2, width))
-    mask, near = masks[index][window], depth[window]
+    mask, near, others = edge[window], depth[window], owner[window]
     good = usable(near)
     # Pixels in which an edge may lie: those of the mask and their neighbours, from their nearest own depth on.
     nearest = ndimage.minimum_filter(np.where(mask & good, near, np.inf), size=3, mode="constant", cval=np.inf)
     grown = np.isfinite(nearest)
     outline = grown & ~mask
     common = np.zeros_like(mask)
-    hiding = np.zeros_like(masks[index])
-    for other, shape in enumerate(masks):
-        contact = outline & shape[window] & good
-        if other == index or not contact.any():
-            continue
+    hiding = np.zeros_like(edge)
+    for other in np.unique(others[outline & good & (others >= 0)]):
+        contact = outline & good & (others == other)
         if np.median(near[contact] / nearest[contact]) < 1 - _NEARER:
-            hiding |= shape
+            hiding |= owner == other
             common |= contact
     hiding[window] &= ~grown
     rim = outline | (mask & ~ndimage.binary_erosion(mask, border_value=1))
@@ -89,7 +86,6 @@ def look_at(index: int, masks: Bool[np.ndarray, "N H W"], depth: Float[np.ndarra
         parts.append(_rays(hiding & usable(depth), depth, everywhere, intrinsics))
     directions, starts = (np.concatenate(part) for part in zip(*parts, strict=True))
     behind = np.arange(len(starts)) >= sum(len(start) for _, start in parts[:2])
-    edge = masks[index]
     border = edge[0].sum() + edge[-1].sum() + edge[:, 0].sum() + edge[:, -1].sum()
     return Seen(Rays(directions, starts, behind), 1.0 - float(common.sum()) / max(int(outline.sum()), 1),
                 int(border) >= 2)
