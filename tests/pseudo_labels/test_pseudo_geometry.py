@@ -45,11 +45,12 @@ def brute_dbscan(cloud, radius, neighbours):
     return core, label, near
 
 
-def test_dbscan_is_its_definition():
+@pytest.mark.parametrize("radius, neighbours, groups", [(0.15, 5, 2), (0.3, 3, 1), (0.5, 1, 2), (0.25, 10, 1)])
+def test_dbscan_is_its_definition(radius, neighbours, groups):
     rng = np.random.default_rng(3)
     cloud = np.concatenate([rng.normal(0, 0.1, (60, 3)), rng.normal(1.0, 0.15, (40, 3)), rng.uniform(-3, 3, (25, 3))])
-    found = points.dbscan(cloud, 0.15, 5)
-    core, label, near = brute_dbscan(cloud, 0.15, 5)
+    found = points.dbscan(cloud, radius, neighbours)
+    core, label, near = brute_dbscan(cloud, radius, neighbours)
     same = found[core][:, None] == found[core][None]
     np.testing.assert_array_equal(same, label[core][:, None] == label[core][None])
     assert (found[core] >= 0).all()
@@ -57,7 +58,7 @@ def test_dbscan_is_its_definition():
         reached = near[k] & core
         assert (found[k] in found[reached]) if reached.any() else found[k] == -1
     sizes = np.bincount(found[found >= 0])
-    assert len(sizes) >= 2 and (np.diff(sizes) <= 0).all()
+    assert len(sizes) >= groups and (np.diff(sizes) <= 0).all()
 
 
 def test_background_that_bled_into_a_mask_is_no_part_of_the_object():

@@ -42,20 +42,31 @@ def dbscan(points: Float[np.ndarray, "P 3"], radius: float, neighbours: int) -> 
     from scipy.spatial import cKDTree
 
     labels = np.full(len(points), -1)
-    if not len(points):
+    if len(points) < neighbours:
         return labels
-    tree = cKDTree(points)
-    core = tree.query_ball_point(points, radius, return_length=True) >= neighbours
+    nearby, _ = cKDTree(points).query(points, k=[neighbours])
+    core = nearby[:, 0] <= radius
     if not core.any():
         return labels
     cores = np.flatnonzero(core)
     inner = cKDTree(points[cores])
-    pairs = inner.query_pairs(radius, output_type="ndarray")
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(cores), len(cores)))
-    _, found = connected_components(graph, directed=False)
+
+    def components(pairs: Int[np.ndarray, "E 2"]) -> tuple[int, Int[np.ndarray, " C"]]:
+        graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(cores), len(cores)))
+        count, found = connected_components(graph, directed=False)
+        return int(count), found
+
+    # Neighbours first: where they hold all core points together, the many other pairs add nothing.
+    near, index = inner.query(points[cores], k=min(neighbours, len(cores)),
+                              distance_upper_bound=np.nextafter(radius, np.inf))
+    near, index = near.reshape(len(cores), -1), index.reshape(len(cores), -1)
+    rows, columns = np.nonzero(np.isfinite(near))
+    count, found = components(np.stack([rows, index[rows, columns]], axis=1))
+    if count > 1:
+        _, found = components(inner.query_pairs(radius, output_type="ndarray"))
     labels[cores] = found
     rest = np.flatnonzero(~core)
-    distance, nearest = inner.query(points[rest], distance_upper_bound=radius)
+    distance, nearest = inner.query(points[rest], distance_upper_bound=np.nextafter(radius, np.inf))
     reached = np.isfinite(distance)
     labels[rest[reached]] = found[nearest[reached]]
     sizes = np.bincount(labels[labels >= 0])
