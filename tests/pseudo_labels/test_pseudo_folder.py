@@ -174,6 +174,20 @@ def test_labels_of_other_settings_are_not_mixed(tmp_path):
         label_folder(tmp_path / "zoo", tmp_path / "labels", other, Local(), opener=open_blocks, progress=False)
 
 
+def test_settings_under_which_nothing_was_done_bind_nobody(tmp_path):
+    write_zoo(tmp_path / "zoo")
+
+    def missing(config):
+        raise UserError("no such model")
+
+    with pytest.raises(UserError, match="no such model"):
+        label_folder(tmp_path / "zoo", tmp_path / "labels", CONFIG, Local(), opener=missing, progress=False)
+    other = dataclasses.replace(CONFIG, max_side=500)
+    label_folder(tmp_path / "zoo", tmp_path / "labels", other, Local(), opener=open_blocks, progress=False)
+    head = (tmp_path / "labels" / "journal.jsonl").read_text().splitlines()[0]
+    assert json.loads(head)["settings"]["max_side"] == 500
+
+
 def test_two_runs_at_once_are_one_too_many(tmp_path):
     write_zoo(tmp_path / "zoo")
     running = Journal(tmp_path / "labels", tmp_path / "zoo", {})

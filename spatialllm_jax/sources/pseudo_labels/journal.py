@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 from collections import Counter
@@ -61,17 +62,20 @@ class Journal:
         self.folder, self._images = folder, images
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / _FILE
-        head = json.dumps({"settings": settings}, sort_keys=True)
+        head = json.dumps({"settings": settings}, sort_keys=True) + "\n"
         # Where each picture's line starts; a dict of a million offsets is small, a million scenes are not.
         self._starts: dict[str, int] = {}
-        if not self._path.exists():
-            write_whole(self._path, head + "\n")
         self._file = self._path.open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)      # ends with this process, however it ends
         except BlockingIOError:
             raise UserError(f"another run is labelling into {folder}; wait for it, or name another folder with "
                             "--labels") from None
+        # Settings under which nothing was done (a model was missing, say) bind nobody.
+        if _lines(self._path) < 2:
+            self._file.truncate(0)
+            self._file.write(head.encode())
+            self._file.flush()
         self._read(head)
         self._file.seek(0, os.SEEK_END)     # the end may have moved: a torn line is cut off
         link, target = folder / _LINK, os.path.abspath(images)
@@ -81,8 +85,7 @@ class Journal:
 
     def _read(self, head: str) -> None:
         with self._path.open("rb+") as file:
-            first = file.readline()
-            if first.decode(errors="replace").strip() != head:
+            if file.readline().decode(errors="replace") != head:
                 raise UserError(f"{self.folder} holds labels made with other settings; name another folder with "
                                 "--labels, or remove it")
             start = file.tell()
@@ -146,6 +149,12 @@ class Journal:
         partial.replace(scenes)
         write_whole(log, "".join(lines))
         return scenes, ignored
+
+
+def _lines(path: Path) -> int:
+    """How many whole lines a file begins with, at most two."""
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in itertools.islice(file, 2))
 
 
 def _kept(name: str) -> str:
