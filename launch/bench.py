@@ -18,6 +18,7 @@ BENCHMARKS = {
     "convert": "launch.bench_convert",
     "decode": "launch.bench_decode",
     "input": "launch.bench_input",
+    "pseudo_labels": "launch.bench_pseudo_labels",
     "questions": "launch.bench_questions",
     "render": "launch.bench_render",
     "serve": "launch.bench_serve",

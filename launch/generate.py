@@ -5,6 +5,7 @@
         --input omni3d:Omni3D/SUNRGBD_test.json --out data/spatial_vqa --formats tfds,tsv
     python -m launch.generate --dataset 3di_ft1m --source rendered --questions 20000 --out data/ft \\
         --exclude data/spatial_vqa
+    python -m launch.generate --dataset 3di_pb_oi1m --input pseudo_labels:openimages --out data/oi --engine ray
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 
 from absl import logging
 
-from launch import cli
+from launch import cli, pseudo_estimators
 from launch import config as configs
+from spatialllm_jax import engines
 from spatialllm_jax.data import formats, generation
 from spatialllm_jax.data.planning import opened_sources, plans_of
 from spatialllm_jax.data.storage import open_split
@@ -49,6 +51,13 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--forms", default="", metavar="FORM[=WEIGHT],...",
                         help="of all families: which (open), choice (a letter), yes_no; e.g. which,choice=2")
     parser.add_argument("--workers", type=int, default=2, help="processes; the bytes do not depend on it")
+    parser.add_argument("--engine", choices=engines.NAMES, default="local",
+                        help="local processes, or Ray: an actor per accelerator on many machines; the bytes do not "
+                             "depend on it")
+    parser.add_argument("--ray-address", default="", help="cluster to join, such as auto; one is started here if empty")
+    parser.add_argument("--labels", default="", metavar="FOLDER",
+                        help="what is known about plain pictures so far (default: OUT.labels); a run that was killed "
+                             "goes on from it")
     parser.add_argument("--formats", default="tfds", help="tfds is always written; add llava and tsv")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder with other settings")
     return parser
@@ -107,17 +116,23 @@ def main(argv: list[str]) -> dict[str, Any]:
     counts = _numbers("--count", args.count, splits)
     limits = _numbers("--questions", args.questions, splits)
     out = Path(args.out)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers} must be at least 1")
+    engine = engines.engine_of(args.engine, args.workers, args.ray_address)
+    # Models fill a machine by themselves: without Ray, one process labels plain pictures.
+    labeller = engine if args.engine == "ray" else engines.Local()
     with tempfile.TemporaryDirectory(prefix="scenes-") as spool:
-        opened = opened_sources(config, args.input, args.split, Path(spool))
+        opened = opened_sources(config, args.input, args.split, Path(spool), Path(args.labels or f"{out}.labels"),
+                                labeller, pseudo_estimators.open_estimators)
         plans = plans_of(config, opened, counts, limits, overrides)
-        result = _write(config, plans, wanted, out, args)
+        result = _write(config, plans, wanted, out, args, engine)
     _report(out, result)
     return {"folder": args.out, "reused": bool(result.get("reused")), "splits": result["splits"],
             "ignored": result["ignored"], "left_out": result.get("left_out", {}), "short": result.get("short", {})}
 
 
-def _write(config: Any, plans: list[generation.SplitPlan], wanted: list[str], out: Path, args: argparse.Namespace
-           ) -> dict[str, Any]:
+def _write(config: Any, plans: list[generation.SplitPlan], wanted: list[str], out: Path, args: argparse.Namespace,
+           engine: engines.Engine) -> dict[str, Any]:
     used = [source for plan in plans for source in plan.sources]
     card = {
         "dataset": args.dataset,
@@ -137,7 +152,7 @@ def _write(config: Any, plans: list[generation.SplitPlan], wanted: list[str], ou
             if "tsv" in wanted:
                 formats.write_tsv(folder / "tsv" / f"{config.name}_{plan.name}.tsv", source, plan.name)
 
-    return generation.generate(out, config.name, plans, card, workers=args.workers, overwrite=args.overwrite,
+    return generation.generate(out, config.name, plans, card, engine=engine, overwrite=args.overwrite,
                                exclude=[Path(folder) for folder in args.exclude], extras=extras)
 
 

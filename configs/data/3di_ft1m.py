@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.source = "scenes"
     config.render = ml_collections.ConfigDict({"image_size": 336, "distinct_categories": False})
+    config.pseudo_labels = ml_collections.ConfigDict(families.PSEUDO_LABELS)
     config.splits = ml_collections.ConfigDict({"train": {
         **families.SPLIT, "families": ["spatial_ft", "spatial_ft_names"], "questions": 1_000_000,
         "category_slack": 20}})

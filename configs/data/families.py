@@ -1,6 +1,9 @@
 """Splits and question families that several datasets share; types: most questions of it per image."""
 
+import dataclasses
+
 from spatialllm_jax.questions.types import SPATIAL_TYPES, VIEW_TYPES
+from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
 
 # Everything that a split can be told, at its default (`data.selection`, `data.generation.SplitPlan`).
 SPLIT = {"count": 0, "quotas": {}, "questions": 0, "category_slack": 2, "near_duplicates": 4, "keep_empty": False,
@@ -25,3 +28,26 @@ SPATIAL_FT = {"types": {**dict.fromkeys(SPATIAL_TYPES, 3), **dict.fromkeys(VIEW_
               "max_per_image": 10}
 # The benchmark: fewer questions per image, so that more images are seen.
 SPATIAL_VQA = {"types": dict.fromkeys(SPATIAL_TYPES, 1)}
+
+# Largest length (along the front), height and width in metres of everyday things: they bound what a picture does not
+# show of them (docs/pseudo_labels.md). Common knowledge, on the generous side; not fitted to any data.
+LARGEST = {
+    "airplane": (75.0, 25.0, 80.0), "armchair": (1.1, 1.2, 1.2), "bed": (2.3, 1.6, 2.2), "bench": (0.9, 1.2, 3.0),
+    "bicycle": (2.0, 1.3, 0.9), "bird": (0.6, 0.6, 0.5), "boat": (30.0, 15.0, 9.0), "bookshelf": (0.6, 2.6, 2.5),
+    "bottle": (0.15, 0.4, 0.15), "bus": (13.0, 3.6, 2.8), "cabinet": (0.9, 2.6, 2.5), "camera": (0.4, 0.3, 0.3),
+    "car": (5.5, 2.2, 2.2), "cat": (0.8, 0.5, 0.4), "chair": (0.9, 1.3, 0.9), "computer keyboard": (0.3, 0.1, 0.6),
+    "computer monitor": (0.4, 0.8, 1.0), "couch": (1.3, 1.2, 3.5), "cow": (2.8, 1.8, 1.1), "cup": (0.15, 0.2, 0.15),
+    "desk": (1.1, 1.3, 2.4), "dining table": (3.0, 1.0, 3.0), "dog": (1.4, 1.1, 0.6), "elephant": (7.5, 4.0, 3.5),
+    "horse": (2.9, 2.6, 1.2), "laptop": (0.5, 0.5, 0.5), "motorcycle": (2.6, 1.7, 1.1), "nightstand": (0.7, 0.9, 0.9),
+    "person": (1.2, 2.2, 1.2), "refrigerator": (1.0, 2.2, 1.2), "sheep": (1.6, 1.3, 0.9), "shoe": (0.4, 0.3, 0.2),
+    "stool": (0.6, 1.2, 0.6), "suitcase": (0.5, 0.9, 0.8), "table": (3.0, 1.2, 3.0), "television": (0.5, 1.4, 2.2),
+    "toilet": (0.9, 1.1, 0.6), "traffic light": (0.6, 1.5, 0.6), "train": (30.0, 4.8, 3.6), "truck": (18.0, 4.5, 3.0),
+    "van": (7.5, 3.2, 2.5), "wheelchair": (1.3, 1.2, 0.8),
+}
+# Categories whose front a person would agree on.
+FRONTED = ("airplane", "armchair", "bed", "bench", "bicycle", "bird", "boat", "bookshelf", "bus", "cabinet", "camera",
+           "car", "cat", "chair", "computer keyboard", "computer monitor", "couch", "cow", "desk", "dog", "elephant",
+           "horse", "laptop", "motorcycle", "nightstand", "person", "refrigerator", "sheep", "shoe", "television",
+           "toilet", "traffic light", "train", "truck", "van", "wheelchair")
+# Plain pictures as a source: every setting of `sources.pseudo_labels`, to be overridden from the command line.
+PSEUDO_LABELS = dataclasses.asdict(PseudoLabelConfig(vocabulary=tuple(LARGEST), fronts=FRONTED, sizes=LARGEST))

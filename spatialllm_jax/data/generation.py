@@ -1,4 +1,4 @@
-"""Scenes to datasets: parallel over processes, the same bytes for any number of them.
+"""Scenes to datasets: by any engine (processes, Ray), the same bytes from all of them.
 
 Workers take chunks of scene indices and return records with all sampled questions; the main process
 receives the chunks in order, chooses (`data.selection`) and writes. What a scene becomes depends on
@@ -7,20 +7,14 @@ receives the chunks in order, chooses (`data.selection`) and writes. What a scen
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +28,7 @@ from spatialllm_jax.data.images import image_size
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.data.selection import Pictures, SelectionConfig, Selector
 from spatialllm_jax.data.storage import write_dataset
+from spatialllm_jax.engines import Engine, Local
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.build import generate_questions, question_rng
 from spatialllm_jax.questions.config import QuestionConfig
@@ -44,8 +39,6 @@ from spatialllm_jax.scene.types import Scene
 from spatialllm_jax.sources.sources import SceneSource
 
 _CHUNK = 16
-# Chunks under way at a time: enough for every worker, few enough to stay in memory.
-_AHEAD = 24
 # Scenes of an endless source that are looked at for a number of questions, at most.
 _ENDLESS = 2_000_000
 # Splits that have the first claim on a picture.
@@ -144,15 +137,15 @@ def records(plan: SplitPlan, order: Int[np.ndarray, "n 2"], start: int) -> list[
     return made
 
 
-def stream(plan: SplitPlan, selector: Selector, pool: concurrent.futures.Executor | None, progress: bool = True
-           ) -> Iterator[Made]:
-    """The records a split keeps, in order; worked out in `pool`, or here when it is None. Ends when it is full."""
+def stream(plan: SplitPlan, selector: Selector, engine: Engine, progress: bool = True) -> Iterator[Made]:
+    """The records a split keeps, in order; worked out by `engine`. Ends when it is full."""
     order = scene_order(plan)
     target = plan.selection.target
     conversations = {family.name for family in plan.families if family.region_labels == "conversation"}
     unit, total = ("question", target) if target else ("scene", len(order))
-    with tqdm(total=total, desc=plan.name, unit=unit, disable=not progress) as bar:
-        for batch in _in_order(plan, order, pool):
+    with (tqdm(total=total, desc=plan.name, unit=unit, disable=not progress) as bar,
+          contextlib.closing(_in_order(plan, order, engine)) as batches):
+        for batch in batches:
             before = selector.kept
             for made in batch:
                 record = selector.take(*made)
@@ -165,36 +158,14 @@ def stream(plan: SplitPlan, selector: Selector, pool: concurrent.futures.Executo
             bar.update(selector.kept - before if target else len(batch))
 
 
-def _in_order(plan: SplitPlan, order: Int[np.ndarray, "n 2"], pool: concurrent.futures.Executor | None
-              ) -> Iterator[list[Made]]:
-    chunks = iter([(order[start : start + _CHUNK], start) for start in range(0, len(order), _CHUNK)])
-    if pool is None:
-        for chunk, start in chunks:
-            yield records(plan, chunk, start)
-        return
-    pending: collections.deque[concurrent.futures.Future[list[Made]]] = collections.deque()
-    try:
-        while True:
-            while len(pending) < _AHEAD and (following := next(chunks, None)) is not None:
-                pending.append(pool.submit(records, plan, *following))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError("a worker process ended unexpectedly (out of memory?); use fewer --workers") from None
-    finally:
-        for future in pending:
-            future.cancel()
+def _in_order(plan: SplitPlan, order: Int[np.ndarray, "n 2"], engine: Engine
+              ) -> Generator[list[Made], None, None]:
+    chunks = ((order[start : start + _CHUNK], start) for start in range(0, len(order), _CHUNK))
+    return engine.map(functools.partial(_maker, plan), chunks)
 
 
-def _watch_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed, so that no process is left behind."""
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _maker(plan: SplitPlan) -> Callable[[tuple[Int[np.ndarray, "n 2"], int]], list[Made]]:
+    return lambda chunk: records(plan, *chunk)
 
 
 def generate(
@@ -203,7 +174,7 @@ def generate(
     plans: list[SplitPlan],
     card: Mapping[str, Any],
     *,
-    workers: int = 1,
+    engine: Engine | None = None,
     overwrite: bool = False,
     progress: bool = True,
     exclude: Sequence[Path] = (),
@@ -216,6 +187,7 @@ def generate(
     Args:
         card: must hold "settings": JSON-ready and complete; two runs with equal settings are the same
             dataset.
+        engine: what works out the records; they do not depend on it. This process, if not given.
         exclude: datasets whose pictures stay out of this one, near-duplicates included.
         extras: called with the folder before it gets its name, to add other formats.
 
@@ -236,8 +208,8 @@ def generate(
     plans = sorted(plans, key=lambda plan: plan.name not in _FIRST)
     selectors = {plan.name: Selector(plan.name, plan.selection, pictures, plan is plans[-1]) for plan in plans}
 
-    def split(plan: SplitPlan, pool: concurrent.futures.Executor | None) -> Iterator[ImageRecord]:
-        for record, value in stream(plan, selectors[plan.name], pool, progress):
+    def split(plan: SplitPlan) -> Iterator[ImageRecord]:
+        for record, value in stream(plan, selectors[plan.name], runs, progress):
             if value is not None:
                 lines.write(fingerprint_line(plan.name, record.image_id, value))
             yield record
@@ -252,16 +224,10 @@ def generate(
 
     few = sum(plan.count or _ENDLESS for plan in plans) <= 2 * _CHUNK
     # Fingerprints wait on disk: a list of a million would not be small.
-    with contextlib.ExitStack() as stack, tempfile.TemporaryFile("w+") as lines:
-        pool = None if workers <= 1 or few else stack.enter_context(_pool(workers))
-        splits = {plan.name: split(plan, pool) for plan in plans}
+    runs: Engine = Local() if engine is None or (few and isinstance(engine, Local)) else engine
+    with tempfile.TemporaryFile("w+") as lines:
+        splits = {plan.name: split(plan) for plan in plans}
         return write_dataset(folder, name, splits, card, overwrite=overwrite, findings=more, extras=extras)
-
-
-def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
-    # Spawned, not forked: an OpenGL context does not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_watch_parent, initargs=(os.getpid(),))
 
 
 def _card(folder: Path) -> dict[str, Any] | None:

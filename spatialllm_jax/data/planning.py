@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spatialllm_jax.data.generation import SplitPlan
 from spatialllm_jax.data.selection import selection_config
+from spatialllm_jax.engines import Engine
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.config import QuestionConfig, question_config
 from spatialllm_jax.sources import sources
@@ -22,8 +23,8 @@ def _split_seed(config: Any, split: str) -> int:
     return 2 * config.seed + (split == "test")
 
 
-def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: Path
-                   ) -> dict[str, tuple[sources.SceneSource, ...]]:
+def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: Path, labels: Path,
+                   engine: Engine, opener: Callable[[Any], Any]) -> dict[str, tuple[sources.SceneSource, ...]]:
     """The sources of every split to write; annotations are read here, once.
 
     Args:
@@ -31,6 +32,9 @@ def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: 
         inputs: values of `--input`.
         only: the one split to write, or None.
         spool: folder for scene files.
+        labels: folder for the labels of plain pictures; stays.
+        engine: what labels them.
+        opener: loads the models that do (`sources.open_pictures`).
 
     Raises:
         UserError: for an unknown split, a missing or superfluous input, or files that cannot be used.
@@ -54,9 +58,17 @@ def opened_sources(config: Any, inputs: Sequence[str], only: str | None, spool: 
         raise UserError(f"{what} needs --input [KIND:]PATH, the annotations to read; or pass --source rendered")
     for name, entries in given.items():
         thresholds = "test" if name == "test" else "train"
-        found[name] = tuple(sources.open_annotated(kind, path, thresholds, spool / f"{name}-{k}.jsonl")
-                            for k, (kind, path) in enumerate(entries))
+        found[name] = tuple(_opened(config, kind, path, thresholds, spool / f"{name}-{k}.jsonl",
+                                    labels / f"{name}-{k}", engine, opener) for k, (kind, path) in enumerate(entries))
     return {name: opened for name, opened in found.items() if only in (None, name)}
+
+
+def _opened(config: Any, kind: str, path: str, thresholds: str, spool: Path, labels: Path, engine: Engine,
+            opener: Callable[[Any], Any]) -> sources.SceneSource:
+    if kind != sources.PSEUDO_LABELS:
+        return sources.open_annotated(kind, path, thresholds, spool)
+    settings = config.pseudo_labels.to_dict() if "pseudo_labels" in config else {}
+    return sources.open_pictures(path, thresholds, spool, settings, labels, engine, opener)
 
 
 def plans_of(config: Any, opened: Mapping[str, tuple[sources.SceneSource, ...]], counts: Mapping[str, int],

@@ -3,7 +3,8 @@
 "Depth of the object from the viewer" is the distance of the box's centre from the camera, the quantity
 that "closer to the camera" compares. Azimuth, elevation and theta are relative to the ray to the object
 (ImageNet3D's convention, `scene.geometry.viewpoint`). Lengths are asked of metric scenes only; elevation and
-in-plane rotation only where the boxes' up axes are the objects' own.
+in-plane rotation only where the boxes' up axes are the objects' own. Of estimated boxes a number is said only if it is
+known well enough (`Margins.number_share`, `number_degrees`).
 
 As a choice, lengths stand beside three others of a ladder with steps of a factor 1.7, in which the right one
 is on any rung, so that neither the longest nor the shortest is the likelier; azimuths beside those that are
@@ -12,13 +13,14 @@ is on any rung, so that neither the longest nor the shortest is the likelier; az
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from spatialllm_jax.questions.candidates import Case, View
 from spatialllm_jax.questions.wording import AZIMUTH_WORDS, listing, metres
 from spatialllm_jax.scene.geometry import viewpoint
+from spatialllm_jax.scene.relations import angle_sure, length_sure
 
 _LADDER = 1.7
 _RUNGS = 4
@@ -32,7 +34,7 @@ def depth(view: View, quota: int) -> list[Case]:
         Case("depth", (i,), "", text=_length(view, view.arrays.distance[i]),
              quantities={"distance": view.arrays.distance[i], "depth": view.arrays.depth[i]},
              wrong=_other_lengths(view, view.arrays.distance[i]))
-        for i in view.singles()
+        for i in view.singles() if length_sure(view.arrays, i, -1, view.config.margins)
     ]  # fmt: skip
 
 
@@ -42,6 +44,8 @@ def distance(view: View, quota: int) -> list[Case]:
         return []
     cases = []
     for a, b in view.pairs():
+        if not length_sure(view.arrays, a, b, view.config.margins):
+            continue
         value = view.arrays.between[a][b]
         cases.append(Case("distance", (a, b), "", text=_length(view, value), quantities={"distance": value},
                           wrong=_other_lengths(view, value)))  # fmt: skip
@@ -61,10 +65,12 @@ def azimuth(view: View, quota: int) -> list[Case]:
         if view.config.azimuth_style == "words":
             word = round(value / 45.0) % 8
             margin = 22.5 - abs((value + 22.5) % 45.0 - 22.5)
+            if not angle_sure(view.arrays, i, margin):
+                continue
             cases.append(
                 Case("azimuth", (i,), AZIMUTH_WORDS[word], AZIMUTH_WORDS, word, "", quantities, margin)
             )
-        else:
+        elif angle_sure(view.arrays, i, view.config.margins.number_degrees):
             rounded = _rounded(value, view.config.angle_step) % 360
             cases.append(Case("azimuth", (i,), "", text=_degrees(view, rounded), quantities=quantities,
                               wrong=_other_azimuths(view, rounded)))  # fmt: skip
@@ -75,14 +81,19 @@ def elevation(view: View, quota: int) -> list[Case]:
     """Elevation of the camera in an object's own frame; its up must be known, not its front."""
     if not view.scene.upright:
         return []
-    return [_angle_case("elevation", view, i, viewpoint(view.scene.objects[i].box)[1]) for i in view.singles()]
+    return [_angle_case("elevation", view, i, viewpoint(view.scene.objects[i].box)[1]) for i in _turned(view)]
 
 
 def theta(view: View, quota: int) -> list[Case]:
     """In-plane rotation, counter-clockwise; the object's up must be known."""
     if not view.scene.upright:
         return []
-    return [_angle_case("theta", view, i, viewpoint(view.scene.objects[i].box)[2]) for i in view.singles()]
+    return [_angle_case("theta", view, i, viewpoint(view.scene.objects[i].box)[2]) for i in _turned(view)]
+
+
+def _turned(view: View) -> Iterator[int]:
+    """The objects whose rotation is known well enough for an angle."""
+    return (i for i in view.singles() if angle_sure(view.arrays, i, view.config.margins.number_degrees))
 
 
 def location(view: View, quota: int) -> list[Case]:
@@ -91,6 +102,8 @@ def location(view: View, quota: int) -> list[Case]:
         return []
     cases = []
     for i in view.singles():
+        if not length_sure(view.arrays, i, -1, view.config.margins):
+            continue
         x, y, z = view.scene.objects[i].box.center.tolist()
         far = max(abs(x), abs(y), abs(z))
         parts = [_offset(view, x, "to the right", "to the left", far), _offset(view, y, "down", "up", far)]

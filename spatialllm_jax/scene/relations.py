@@ -4,7 +4,8 @@ A predicate returns a `Verdict`, or None when the case is too close to call. All
 computed once per scene (`SceneArrays`), so that asking is cheap. Ratios are taken against the larger
 of the two quantities. Gaps in metres are required of metric scenes only. Where objects share no scale
 (`Scene.shared_scale`), nothing is said that compares the positions of two of them; where no vertical is
-known (`geometry.vertical`), nothing about heights or about the sides of an object.
+known (`geometry.vertical`), nothing about heights or about the sides of an object. Where boxes are estimates, a case
+must be clear for every place they may be in (`scene.uncertainty`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from spatialllm_jax.scene import geometry
 from spatialllm_jax.scene.types import Scene
+from spatialllm_jax.scene.uncertainty import Errors, scene_errors
 
 SIDES = ("front", "left", "back", "right")
 Rows = list[list[float]]
@@ -36,6 +38,8 @@ class Margins:
         same_degrees, different_degrees: same direction: at most, very different: at least.
         higher_gap, higher_ratio: higher: difference of the centres' heights, in metres and as a share
             of the taller box.
+        number_share, number_degrees: lengths and angles are said of estimated boxes only if they are off by no
+            more than this share of the length, or this many degrees.
     """
 
     camera_gap: float = 0.3
@@ -51,6 +55,8 @@ class Margins:
     different_degrees: float = 90.0
     higher_gap: float = 0.25
     higher_ratio: float = 0.25
+    number_share: float = 0.2
+    number_degrees: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +93,7 @@ class SceneArrays:
         off_front: [N][N+1] angle between i's front and the direction to j; column N is the camera.
         bearing: [N][N+1] direction from i to j in i's horizontal frame: 0 front, 90 left, ±180 back.
         elevation: [N][N+1] elevation of the direction from i to j in the object's upright frame.
+        errors: how far all of these may be off; None when nothing in the scene is an estimate.
     """
 
     metric: bool
@@ -102,13 +109,15 @@ class SceneArrays:
     off_front: Rows
     bearing: Rows
     elevation: Rows
+    errors: Errors | None = None
 
 
 def scene_arrays(scene: Scene) -> SceneArrays:
     """Computes `SceneArrays` for a scene; about 0.1 ms."""
     n = len(scene.objects)
     if n == 0:
-        return SceneArrays(scene.metric, scene.shared_scale, geometry.vertical(scene)[1], *([] for _ in range(10)))
+        return SceneArrays(scene.metric, scene.shared_scale, geometry.vertical(scene)[1],
+                           [], [], [], [], [], [], [], [], [], [])
     centers: Float[np.ndarray, "n 3"] = np.array([o.box.center for o in scene.objects], float)
     rotations: Float[np.ndarray, "n 3 3"] = np.array([o.box.rotation for o in scene.objects], float)
     sizes = np.array([o.box.size for o in scene.objects], float)
@@ -143,6 +152,7 @@ def scene_arrays(scene: Scene) -> SceneArrays:
         off_front=_angle(np.einsum("ijk,ik->ij", direction, fronts)).tolist(),
         bearing=np.degrees(np.arctan2(aside, ahead)).tolist(),
         elevation=np.degrees(np.arcsin(np.clip(above, -1, 1))).tolist(),
+        errors=scene_errors(scene),
     )
 
 
@@ -158,17 +168,52 @@ def judge_closer(a: float, b: float, metric: bool, gap: float, ratio: float) -> 
     return "first" if a < b else "second"
 
 
-def judge_side(bearing: float, elevation: float, margins: Margins) -> tuple[str, float] | None:
-    """(side, margin in degrees) of a direction in an object's horizontal frame, or None."""
-    if abs(elevation) >= margins.top_elevation:
+def judge_side(bearing: float, elevation: float, margins: Margins, bearing_error: float = 0.0,
+               elevation_error: float = 0.0) -> tuple[str, float] | None:
+    """(side, margin in degrees) of a direction in an object's horizontal frame, or None.
+
+    Args:
+        bearing_error, elevation_error: degrees by which the direction may be off.
+    """
+    if abs(elevation) - elevation_error >= margins.top_elevation:
         return ("top" if elevation > 0 else "bottom"), abs(elevation) - 45.0
-    if abs(elevation) > margins.side_elevation:
+    if abs(elevation) + elevation_error > margins.side_elevation:
         return None
     quarter = round(bearing / 90.0)
     off = abs(bearing - 90.0 * quarter)
-    if off > margins.side_degrees:
+    if off + bearing_error > margins.side_degrees:
         return None
     return SIDES[quarter % 4], 45.0 - off
+
+
+def _judge_lengths(arrays: SceneArrays, i: tuple[int, int], j: tuple[int, int], values: tuple[float, float],
+                   gap: float, ratio: float) -> str | None:
+    """`judge_closer` of the distances i and j (rows and columns), in the worst case that the errors allow."""
+    answer = judge_closer(*values, arrays.metric, gap, ratio)
+    if answer is None or arrays.errors is None:
+        return answer
+    near, far = arrays.errors.nearest, arrays.errors.farthest
+    worst = (far[i[0]][i[1]], near[j[0]][j[1]]) if answer == "first" else (near[i[0]][i[1]], far[j[0]][j[1]])
+    return answer if judge_closer(*worst, arrays.metric, gap, ratio) == answer else None
+
+
+def _direction_errors(arrays: SceneArrays, i: int, j: int) -> tuple[float, float]:
+    """Degrees by which bearing and elevation of the direction from i to j may be off."""
+    return (0.0, 0.0) if arrays.errors is None else (arrays.errors.bearing[i][j], arrays.errors.elevation[i][j])
+
+
+def length_sure(arrays: SceneArrays, i: int, j: int, margins: Margins) -> bool:
+    """Whether the distance from i to j (-1: the camera) is known well enough to be said as a number."""
+    if arrays.errors is None:
+        return True
+    near, far = arrays.errors.nearest[i][j], arrays.errors.farthest[i][j]
+    value = arrays.distance[i] if j == -1 else arrays.between[i][j]
+    return max(far - value, value - near) <= margins.number_share * value
+
+
+def angle_sure(arrays: SceneArrays, i: int, limit: float) -> bool:
+    """Whether the viewpoint of object i is known to within `limit` degrees."""
+    return arrays.errors is None or arrays.errors.turn[i] <= limit
 
 
 def closer_to_camera(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Verdict | None:
@@ -176,7 +221,7 @@ def closer_to_camera(arrays: SceneArrays, a: int, b: int, margins: Margins) -> V
     if not arrays.shared_scale:
         return None
     first, second = arrays.distance[a], arrays.distance[b]
-    answer = judge_closer(first, second, arrays.metric, margins.camera_gap, margins.camera_ratio)
+    answer = _judge_lengths(arrays, (a, -1), (b, -1), (first, second), margins.camera_gap, margins.camera_ratio)
     if answer is None:
         return None
     return Verdict(answer, {"distance_first": first, "distance_second": second}, abs(first - second))
@@ -187,7 +232,8 @@ def closer_to_object(arrays: SceneArrays, anchor: int, a: int, b: int, margins: 
     if not arrays.shared_scale:
         return None
     first, second = arrays.between[anchor][a], arrays.between[anchor][b]
-    answer = judge_closer(first, second, arrays.metric, margins.object_gap, margins.object_ratio)
+    answer = _judge_lengths(arrays, (anchor, a), (anchor, b), (first, second), margins.object_gap,
+                            margins.object_ratio)
     if answer is None:
         return None
     return Verdict(answer, {"distance_first": first, "distance_second": second}, abs(first - second))
@@ -198,7 +244,7 @@ def facing_camera(arrays: SceneArrays, a: int, margins: Margins) -> Verdict | No
     if not arrays.has_front[a]:
         return None
     bearing, elevation = arrays.bearing[a][-1], arrays.elevation[a][-1]
-    judged = judge_side(bearing, elevation, margins)
+    judged = judge_side(bearing, elevation, margins, *_direction_errors(arrays, a, -1))
     if judged is None:
         return None
     return Verdict(judged[0], {"bearing": bearing, "elevation": elevation}, judged[1])
@@ -209,7 +255,12 @@ def facing_object(arrays: SceneArrays, anchor: int, a: int, b: int, margins: Mar
     if not (arrays.shared_scale and arrays.has_front[anchor]):
         return None
     first, second = arrays.off_front[anchor][a], arrays.off_front[anchor][b]
-    if min(first, second) > margins.facing_degrees or max(first, second) < margins.facing_other:
+    if arrays.errors is None:
+        off, off_other = 0.0, 0.0
+    else:
+        known, turn = arrays.errors.direction[anchor], arrays.errors.turn[anchor]
+        off, off_other = (known[a] + turn, known[b] + turn) if first < second else (known[b] + turn, known[a] + turn)
+    if min(first, second) + off > margins.facing_degrees or max(first, second) - off_other < margins.facing_other:
         return None
     answer = "first" if first < second else "second"
     return Verdict(answer, {"angle_first": first, "angle_second": second}, abs(first - second))
@@ -220,7 +271,8 @@ def same_direction(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Ver
     if not (arrays.has_front[a] and arrays.has_front[b]):
         return None
     angle = arrays.fronts[a][b]
-    if margins.same_degrees < angle < margins.different_degrees:
+    off = 0.0 if arrays.errors is None else arrays.errors.turn[a] + arrays.errors.turn[b]
+    if margins.same_degrees - off < angle < margins.different_degrees + off:
         return None
     middle = (margins.same_degrees + margins.different_degrees) / 2
     return Verdict("same" if angle < middle else "different", {"angle": angle}, abs(angle - middle))
@@ -233,7 +285,11 @@ def higher(arrays: SceneArrays, a: int, b: int, margins: Margins) -> Verdict | N
     first, second = arrays.height[a], arrays.height[b]
     taller = max(arrays.extent[a], arrays.extent[b])
     gap = abs(first - second)
-    if gap < margins.higher_ratio * taller or (arrays.metric and gap < margins.higher_gap):
+    sure, tallest = gap, taller
+    if arrays.errors is not None:
+        sure -= arrays.errors.rise[a][b]
+        tallest = max(arrays.extent[i] + arrays.errors.extent[i] for i in (a, b))
+    if sure < margins.higher_ratio * tallest or (arrays.metric and sure < margins.higher_gap):
         return None
     answer = "first" if first > second else "second"
     return Verdict(answer, {"height_first": first, "height_second": second, "taller": taller}, gap)
@@ -244,7 +300,7 @@ def on_which_side(arrays: SceneArrays, anchor: int, target: int, margins: Margin
     if not (arrays.shared_scale and arrays.has_front[anchor]):
         return None
     bearing, elevation = arrays.bearing[anchor][target], arrays.elevation[anchor][target]
-    judged = judge_side(bearing, elevation, margins)
+    judged = judge_side(bearing, elevation, margins, *_direction_errors(arrays, anchor, target))
     if judged is None or judged[0] not in SIDES:
         return None
     return Verdict(judged[0], {"bearing": bearing, "elevation": elevation}, judged[1])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage
+from spatialllm_jax.scene.types import Box3D, Camera, Object3D, Scene, SceneImage, Uncertainty
 
 # True unless a source says otherwise; written only where False.
 _FLAGS = ("shared_scale", "upright")
@@ -26,6 +26,7 @@ def scene_to_json(scene: Scene) -> str:
                 "height": camera.height,
                 "intrinsics": _numbers(camera.intrinsics),
                 "gravity": None if camera.gravity is None else _numbers(camera.gravity),
+                **({"gravity_error": round(float(camera.gravity_error), 5)} if camera.gravity_error else {}),
             },
             "metric": scene.metric,
             "source": scene.source,
@@ -44,6 +45,7 @@ def scene_to_json(scene: Scene) -> str:
                     "visibility": round(float(o.visibility), 5),
                     "truncation": round(float(o.truncation), 5),
                     "attributes": dict(o.attributes),
+                    **({} if o.uncertainty is None else {"uncertainty": _uncertainty_to_dict(o.uncertainty)}),
                 }
                 for o in scene.objects
             ],
@@ -77,6 +79,7 @@ def scene_from_dict(data: Mapping[str, Any], encoded: bytes | None = None, path:
                 camera["height"],
                 np.array(camera["intrinsics"], float),
                 None if gravity is None else np.array(gravity, float),
+                float(camera.get("gravity_error", 0.0)),
             ),
             objects=tuple(
                 Object3D(
@@ -92,6 +95,7 @@ def scene_from_dict(data: Mapping[str, Any], encoded: bytes | None = None, path:
                     visibility=o["visibility"],
                     truncation=o["truncation"],
                     attributes=o["attributes"],
+                    uncertainty=_uncertainty_from_dict(o["uncertainty"]) if "uncertainty" in o else None,
                 )
                 for o in data["objects"]
             ),
@@ -103,6 +107,18 @@ def scene_from_dict(data: Mapping[str, Any], encoded: bytes | None = None, path:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"scene JSON is not one that this program wrote ({error!r}); regenerate it") from error
+
+
+def _uncertainty_to_dict(u: Uncertainty) -> dict[str, Any]:
+    return {"center": _numbers(u.center), "size": _numbers(u.size), "turn": round(float(u.turn), 5),
+            "confidence": round(float(u.confidence), 5)}
+
+
+def _uncertainty_from_dict(data: Mapping[str, Any]) -> Uncertainty:
+    center, size = np.array(data["center"], float).reshape(2, 3), np.array(data["size"], float).reshape(3)
+    if not (np.isfinite(center).all() and np.isfinite(size).all() and center.min() >= 0 and size.min() >= 0):
+        raise ValueError("an uncertainty must be finite and not negative")
+    return Uncertainty(center, size, float(data["turn"]), float(data["confidence"]))
 
 
 def _numbers(array: np.ndarray) -> list[Any]:

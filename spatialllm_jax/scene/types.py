@@ -24,12 +24,14 @@ class Camera:
         width, height: of the image in pixels.
         intrinsics: K in pixels; pixel centres lie at half-integers.
         gravity: unit vector in the camera frame that points down, or None when unknown.
+        gravity_error: degrees by which it may be off; 0 where it is annotated.
     """
 
     width: int
     height: int
     intrinsics: Float[np.ndarray, "3 3"]
     gravity: Float[np.ndarray, "3"] | None = None
+    gravity_error: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +50,23 @@ class Box3D:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """How far an estimated box may be off. It widens the margins of every question about it (`scene.uncertainty`).
+
+    Attributes:
+        center: metres by which the centre may lie against (row 0) and along (row 1) the box's own axes; not negative.
+        size: metres by which each extent may be off.
+        turn: degrees between the true and the estimated rotation, at most.
+        confidence: how much the estimate was believed, in (0, 1]; the widths above hold it already.
+    """
+
+    center: Float[np.ndarray, "2 3"]
+    size: Float[np.ndarray, "3"]
+    turn: float
+    confidence: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Object3D:
     """One annotated object.
 
@@ -60,6 +79,7 @@ class Object3D:
         visibility: visible share of the object in [0, 1]; 1 when the source does not say.
         truncation: share outside the image in [0, 1]; 0 when the source does not say.
         attributes: anything a source knows for sure, such as {"colour": "red"}.
+        uncertainty: of a box that was estimated; None for annotated ones, which are taken at their word.
     """
 
     category: str
@@ -70,6 +90,7 @@ class Object3D:
     visibility: float = 1.0
     truncation: float = 0.0
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    uncertainty: Uncertainty | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 from spatialllm_jax.scene import geometry
 from spatialllm_jax.scene.relations import Verdict
 from spatialllm_jax.scene.types import Scene
+from spatialllm_jax.scene.uncertainty import Reach, scene_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ViewArrays:
         bearing: directions of the centres to the right of straight ahead, degrees.
         elevation: directions of the centres above the horizontal, degrees.
         distance: of the centres to the camera.
+        errors: [N][3] metres by which right, up and forward may be off; all 0 for annotated boxes.
+        seen_error: degrees by which bearing and elevation may be off.
+        distance_error: metres by which the distance may be off.
     """
 
     metric: bool
@@ -71,6 +75,9 @@ class ViewArrays:
     bearing: list[float]
     elevation: list[float]
     distance: list[float]
+    errors: list[list[float]]
+    seen_error: list[float]
+    distance_error: list[float]
 
 
 def view_arrays(scene: Scene) -> ViewArrays:
@@ -89,13 +96,24 @@ def view_arrays(scene: Scene) -> ViewArrays:
     places = centers @ axes.T
     extents = (np.abs(np.einsum("ax,nxj->naj", axes, rotations)) * sizes[:, None]).sum(axis=-1)
     level = np.hypot(places[:, 0], places[:, 2])
+    distance = np.linalg.norm(centers, axis=1)
+    moves, seen_error, distance_error = np.zeros((len(centers), 3)), np.zeros(len(centers)), np.zeros(len(centers))
+    if (known := scene_errors(scene)) is not None:
+        reach, tilt = Reach(scene), scene.camera.gravity_error
+        # A tilt of the vertical moves a centre along each axis by no more than its distance times the sine.
+        moves = np.stack([reach.across(axis) for axis in axes], axis=1) + (distance * np.sin(np.radians(tilt)))[:, None]
+        extents = extents + np.stack([reach.extents(axis) for axis in axes], axis=1)
+        seen_error = np.array(known.direction)[:, -1] + tilt
+        distance_error = np.maximum(np.array(known.farthest)[:, -1] - distance,
+                                    distance - np.array(known.nearest)[:, -1])
     return ViewArrays(
         metric=scene.metric, shared_scale=scene.shared_scale, vertical=vertical, roll=roll, pitch=pitch,
         right=places[:, 0].tolist(), up=places[:, 1].tolist(), forward=places[:, 2].tolist(),
         extents=extents.tolist(),
         bearing=np.degrees(np.arctan2(places[:, 0], places[:, 2])).tolist(),
         elevation=np.degrees(np.arctan2(places[:, 1], level)).tolist(),
-        distance=np.linalg.norm(centers, axis=1).tolist(),
+        distance=distance.tolist(), errors=moves.tolist(), seen_error=seen_error.tolist(),
+        distance_error=distance_error.tolist(),
     )  # fmt: skip
 
 
@@ -105,7 +123,7 @@ def left_right(arrays: ViewArrays, a: int, b: int, margins: ViewMargins) -> Verd
     if not _askable(arrays, margins) or not _clear(arrays, a, b, 0, first - second, margins):
         return None
     seen = arrays.bearing[a] - arrays.bearing[b]
-    if abs(seen) < margins.seen_degrees or (seen < 0) != (first < second):
+    if abs(seen) < margins.seen_degrees + _seen_error(arrays, a, b) or (seen < 0) != (first < second):
         return None
     return Verdict("left" if first < second else "right", {"right_first": first, "right_second": second},
                    abs(first - second))  # fmt: skip
@@ -117,7 +135,7 @@ def above_below(arrays: ViewArrays, a: int, b: int, margins: ViewMargins) -> Ver
     if not arrays.vertical or not _askable(arrays, margins) or not _clear(arrays, a, b, 1, first - second, margins):
         return None
     seen = arrays.elevation[a] - arrays.elevation[b]
-    if abs(seen) < margins.seen_degrees or (seen > 0) != (first > second):
+    if abs(seen) < margins.seen_degrees + _seen_error(arrays, a, b) or (seen > 0) != (first > second):
         return None
     return Verdict("above" if first > second else "below", {"up_first": first, "up_second": second},
                    abs(first - second))  # fmt: skip
@@ -130,7 +148,8 @@ def front_behind(arrays: ViewArrays, a: int, b: int, margins: ViewMargins) -> Ve
         return None
     if not _clear(arrays, a, b, 2, first - second, margins):
         return None
-    if (arrays.distance[a] < arrays.distance[b]) != (first < second):
+    nearer = arrays.distance[b] - arrays.distance[a]
+    if (nearer > 0) != (first < second) or abs(nearer) < arrays.distance_error[a] + arrays.distance_error[b]:
         return None
     return Verdict("front" if first < second else "behind", {"forward_first": first, "forward_second": second},
                    abs(first - second))  # fmt: skip
@@ -141,10 +160,14 @@ def _askable(arrays: ViewArrays, margins: ViewMargins) -> bool:
     return arrays.shared_scale and arrays.roll <= margins.level_degrees
 
 
+def _seen_error(arrays: ViewArrays, a: int, b: int) -> float:
+    return arrays.seen_error[a] + arrays.seen_error[b]
+
+
 def _clear(arrays: ViewArrays, a: int, b: int, axis: int, difference: float, margins: ViewMargins) -> bool:
     """Whether the boxes are clearly apart along an axis: the gap, the share, and neither encloses the other."""
     first, second = arrays.extents[a][axis], arrays.extents[b][axis]
-    gap = abs(difference)
+    gap = abs(difference) - arrays.errors[a][axis] - arrays.errors[b][axis]
     if arrays.metric and gap < margins.gap:
         return False
     return gap >= margins.ratio * max(first, second) and gap >= abs(first - second) / 2

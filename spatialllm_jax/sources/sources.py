@@ -1,4 +1,4 @@
-"""One door to all scene sources: annotation files and folders, scene files, and the renderer."""
+"""One door to all scene sources: annotation files and folders, scene files, plain pictures, and the renderer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import importlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from spatialllm_jax.engines import Engine
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.types import Scene
 from spatialllm_jax.sources import scene_file
@@ -25,7 +26,10 @@ _READERS = {
     "omni3d": "spatialllm_jax.sources.omni3d",
     "scenes": "spatialllm_jax.sources.scene_file",
 }
-KINDS = ("rendered", *_READERS)
+PSEUDO_LABELS = "pseudo_labels"
+# What `--input` may name.
+INPUT_KINDS = (*_READERS, PSEUDO_LABELS)
+KINDS = ("rendered", *INPUT_KINDS)
 RENDERED_LICENCE = "made by this program; no restrictions from its sources"
 
 
@@ -84,10 +88,10 @@ def parse_input(text: str, kind: str, splits: Sequence[str]) -> tuple[str | None
         splits: the names that count as a split.
     """
     match = re.fullmatch(
-        rf"(?:({'|'.join(map(re.escape, splits))})=)?(?:({'|'.join(_READERS)}):)?(.+)", text)
+        rf"(?:({'|'.join(map(re.escape, splits))})=)?(?:({'|'.join(INPUT_KINDS)}):)?(.+)", text)
     if match is None:
         raise UserError(f"--input {text!r} names no path; write [SPLIT=][KIND:]PATH, KIND being one of "
-                        f"{', '.join(_READERS)}")
+                        f"{', '.join(INPUT_KINDS)}")
     return match[1], match[2] or kind, match[3]
 
 
@@ -113,6 +117,32 @@ def open_annotated(kind: str, path: str, split: str, spool: Path, progress: bool
     written = scene_file.write_scenes(spool, scenes)
     return SceneSource(kind, name, written.count, module.LICENCE, written.categories, (), written.sources,
                        dict(ignored), written.digest, str(spool))
+
+
+def open_pictures(path: str, split: str, spool: Path, settings: Mapping[str, Any], labels: Path, engine: Engine,
+                  opener: Callable[[Any], Any], progress: bool = True) -> SceneSource:
+    """Labels a folder of plain pictures (`sources.pseudo_labels`), or goes on labelling it.
+
+    Args:
+        settings: of the labelling, fields of `PseudoLabelConfig`.
+        labels: folder for what is done; kept, so that nothing is done twice.
+        engine: what runs the models.
+        opener: config -> estimators, in each worker (`pseudo_labels.folder.Opener`).
+
+    Raises:
+        UserError: when the pictures, the models or the settings cannot be used, or no picture gives a scene.
+    """
+    from spatialllm_jax.sources.pseudo_labels import folder
+    from spatialllm_jax.sources.pseudo_labels.config import pseudo_label_config
+
+    scenes, ignored = folder.label_folder(Path(path), labels, pseudo_label_config(settings), engine, opener=opener,
+                                           progress=progress)
+    if not scenes.stat().st_size:
+        raise UserError(f"no picture in {path} gave a scene ({folder.commonest(ignored)}); see {labels}/log.tsv")
+    opened = open_annotated("scenes", str(scenes), split, spool, progress)
+    total = Counter(ignored) + Counter(opened.ignored)
+    return dataclasses.replace(opened, kind=PSEUDO_LABELS, name=Path(path).name, licence=folder.LICENCE,
+                               ignored=dict(total))
 
 
 def open_rendered(render: Mapping[str, Any], seed: int) -> SceneSource:

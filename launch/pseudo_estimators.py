@@ -1,0 +1,29 @@
+"""All estimators of plain pictures that a config names, this project's own pose estimator among them.
+
+Here and not beside the others, since the pose estimator stands above the sources of scenes.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from spatialllm_jax.errors import UserError
+from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
+from spatialllm_jax.sources.pseudo_labels.interfaces import Estimators
+from spatialllm_jax.sources.pseudo_labels.models import opening
+from spatialllm_jax.sources.pseudo_labels.models.crops import BoxPoseEstimator
+
+
+def open_estimators(config: PseudoLabelConfig) -> Estimators:
+    """Loads the models; `models.orientation` may be a folder that `configs/pose.py` trained."""
+    return opening.open_estimators(config, _own_pose)
+
+
+def _own_pose(folder: str) -> BoxPoseEstimator:
+    try:
+        module = importlib.import_module("spatialllm_jax.pose.estimator")
+    except ModuleNotFoundError as error:
+        raise UserError(f"pseudo_labels.models.orientation={folder!r} is a pose estimator of this project, which needs "
+                        f"{error.name}; install it, or name a folder of Orient-Anything") from None
+    estimator: BoxPoseEstimator = module.load(folder)
+    return estimator

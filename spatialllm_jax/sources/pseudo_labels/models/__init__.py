@@ -1,0 +1,1 @@
+"""The interfaces' real implementations, by the libraries that users have (torch, transformers)."""
