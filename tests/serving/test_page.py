@@ -2,14 +2,12 @@
 
 import base64
 import importlib.resources
-import io
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from spatialllm_jax.data import images
 from spatialllm_jax.inference.prompts import Prompt, picture_id
@@ -193,7 +191,10 @@ def test_pictures_shown_are_the_servers(page):
     box = np.round(page.boxes()[0], 4).tolist()
     url = "data:image/png;base64," + base64.b64encode(page.data).decode()
     expected = post(page.browser.current_url.rstrip("/"), {"image": url, "regions": [{"bbox": box}]}, "/v1/marked")[2]
-    until(lambda: page.find("#talk article img"))
-    shot = Image.open(io.BytesIO(page.one("#talk article img").screenshot_as_png)).convert("RGB")
-    wanted = Image.open(io.BytesIO(expected)).resize(shot.size)
-    assert np.abs(np.asarray(shot, float) - np.asarray(wanted, float)).mean() < 12
+    until(lambda: page.browser.execute_script("const i = document.querySelector('#talk article img');"
+                                              "return i !== null && i.complete && i.naturalWidth > 0"))
+    shown = page.browser.execute_script(
+        "const i = document.querySelector('#talk article img'), c = document.createElement('canvas');"
+        "c.width = i.naturalWidth; c.height = i.naturalHeight; c.getContext('2d').drawImage(i, 0, 0);"
+        "return c.toDataURL('image/png').split(',')[1]")
+    np.testing.assert_array_equal(images.decode(base64.b64decode(shown)), images.decode(expected))
