@@ -99,7 +99,7 @@ def test_ends_of_answers(client):
 
 def test_options_are_scored(client, tiny):
     data, options = png(5), ("cat", "dog", "a wall")
-    scores = tiny.score([Prompt(picture_id(data), data, QUESTION, options)])[0]
+    scores = tiny.score([Prompt(picture_id(data), data, QUESTION, options)], row_length=96)[0]
     for stream in (False, True):
         found = said(client, asking(QUESTION, data_url(data)), extra_body={"options": list(options)}, stream=stream)
         if stream:
