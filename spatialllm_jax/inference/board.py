@@ -23,7 +23,7 @@ from spatialllm_jax.models.spatialllm import SpatialLLM
 # Pictures and questions are taken up so many at a time, by programs of that size.
 _BEGIN, _ASK = 8, 16
 # Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
-_WIDTHS = (32, 128, 512)
+_WIDTHS = (64, 256)
 _WARM_TURNS = 4
 _NOBODY = object()      # the group of a row that holds no picture yet
 

@@ -19,7 +19,7 @@ from spatialllm_jax.serving.limits import Limits
 from spatialllm_jax.serving.metrics import Metrics
 from tests.serving.running import NAME, asking, data_url, png, post, serving, until
 
-SHAPE = Shape(4, 1, 64, 64, 24)
+SHAPE = Shape(4, 1, 16, 112, 24)
 PNG = data_url(png())
 
 

@@ -1,5 +1,6 @@
 """Clients that leave, a queue that is full, an engine that fails, a server that is told to end."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -71,6 +72,21 @@ def test_a_fault_of_the_engine_costs_what_was_under_way(worker, monkeypatch):
         assert post(server.url, body(1))[2]["choices"] == expected
 
 
+def test_told_to_end_it_finishes_what_runs(worker, slow):
+    with serving(worker) as server:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            running = pool.submit(post, server.url, body(1))
+            until(lambda: server.service.under_way == 1)
+            server.handle_exit(signal.SIGTERM, None)
+            status, headers, answer = post(server.url, body(2))
+            assert (status, answer["error"]["code"], headers["retry-after"]) == (503, "shutting_down", "1")
+            assert server.service.health()[0] == 503 and not server.should_exit
+            slow.release(1000)
+            assert running.result()[0] == 200
+        until(lambda: server.should_exit)
+
+
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs(tiny_tokenizer, tmp_path):
     """A process of its own: ready, asked, told to end in the middle of an answer."""
     folder = model_folder(tmp_path / "tiny" / "model", tiny_tokenizer)
