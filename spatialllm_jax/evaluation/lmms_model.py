@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
@@ -76,19 +76,21 @@ class LmmsModel(lmms):
                     self.cache_hook.add_partial("generate_until", requests[k].args[:2], texts[k])
         return texts
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
         """The loss of each continuation as the whole answer, its end mark included, in nats per token, and whether
         greedy generation would say it.
 
-        A loss, not a likelihood: lmms-eval takes the least, as its LLaVA class returns losses from here too.
+        A loss, not a likelihood: lmms-eval takes the least, as its LLaVA class returns losses from here too. And within a
+        `GenerationResult`: of anything else that is no text, lmms-eval 0.7.3 makes a text.
         """
-        results = [(0.0, False)] * len(requests)
+        results: list[Any] = [None] * len(requests)
         for part in self._chunks(range(len(requests)), "loglikelihood"):
             prompts = [self._prompt(requests[k].args[0], (_continuation(requests[k], self.task_dict),),
                                     *requests[k].args[2:]) for k in part]
             found = self.engine.likelihoods(prompts, row_length=self.row_length)
             for k, its in zip(part, found, strict=True):
-                results[k] = float(-its.logp[0] / its.tokens[0]), bool(its.greedy[0])
+                loss: Any = float(-its.logp[0] / its.tokens[0]), bool(its.greedy[0])
+                results[k] = GenerationResult(loss)
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
