@@ -80,8 +80,8 @@ class LmmsModel(lmms):
         """The loss of each continuation as the whole answer, its end mark included, in nats per token, and whether
         greedy generation would say it.
 
-        A loss, not a likelihood: lmms-eval takes the least, as its LLaVA class returns losses from here too. And within a
-        `GenerationResult`: of anything else that is no text, lmms-eval 0.7.3 makes a text.
+        A loss, not a likelihood: lmms-eval takes the least, as its LLaVA class returns losses from here too. And within
+        a `GenerationResult`: of anything else that is no text, lmms-eval 0.7.3 makes a text.
         """
         results: list[Any] = [None] * len(requests)
         for part in self._chunks(range(len(requests)), "loglikelihood"):

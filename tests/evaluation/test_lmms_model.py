@@ -144,8 +144,8 @@ def test_choices(tmp_path, folder, documents):
     for line, loss in zip(lines, losses, strict=True):
         np.testing.assert_allclose([float(reply[0]) for reply in line["filtered_resps"]], loss, rtol=1e-4)
     best = [int(np.argmin(loss)) for loss in losses]
-    assert len(set(best)) > 1
-    assert result["acc,none"] == np.mean([k == doc["label"] for k, doc in zip(best, documents, strict=True)])
+    share = np.mean([k == doc["label"] for k, doc in zip(best, documents, strict=True)])
+    assert 0 < share < 1 and result["acc,none"] == share
 
 
 def test_mistakes(folder):
