@@ -253,12 +253,13 @@ def generate(
     few = sum(plan.count or _ENDLESS for plan in plans) <= 2 * _CHUNK
     # Fingerprints wait on disk: a list of a million would not be small.
     with contextlib.ExitStack() as stack, tempfile.TemporaryFile("w+") as lines:
-        pool = None if workers <= 1 or few else stack.enter_context(_pool(workers))
+        pool = None if workers <= 1 or few else stack.enter_context(worker_pool(workers))
         splits = {plan.name: split(plan, pool) for plan in plans}
         return write_dataset(folder, name, splits, card, overwrite=overwrite, findings=more, extras=extras)
 
 
-def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
+def worker_pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Processes that may render, and that end with this one however it ends."""
     # Spawned, not forked: an OpenGL context does not survive a fork.
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_watch_parent, initargs=(os.getpid(),))
