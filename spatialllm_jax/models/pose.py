@@ -1,15 +1,15 @@
 """The pose head: tokens of a frozen encoder's crop in, an object's angles and a confidence out.
 
 Two outputs (`PoseConfig.output`). "bins", the default, gives each angle a distribution over bins with soft circular
-targets, as ImageNet3D's own baselines classify angles: it stays sharp, and where an object looks alike from two sides it
-says so instead of meeting in the middle. "rotation" regresses a rotation in six numbers (Zhou et al. 2019) with an
+targets, as ImageNet3D's own baselines classify angles: it stays sharp, and where an object looks alike from two sides
+it says so instead of meeting in the middle. "rotation" regresses a rotation in six numbers (Zhou et al. 2019) with an
 expected error: no bins to choose and no seam, but one answer only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import VisionConfig
-from spatialllm_jax.models.linear import Linear
+from spatialllm_jax.models.linear import Linear, Params
 from spatialllm_jax.models.vit import Block, layer_norm
 
 ANGLES = ("azimuth", "elevation", "theta")
@@ -132,10 +132,16 @@ class PoseHead(nn.Module):
         return Linear(c.num_outputs, init_scale=0.01, name="output")(hidden)
 
 
-def bin_centres(config: PoseConfig) -> tuple[Array, Array, Array]:
+def apply_head(config: PoseConfig, params: Params, features: Float[Array, "B N C"]) -> Float[Array, "B O"]:
+    """The head's output for parameters of the head alone."""
+    outputs: Any = PoseHead(config).apply({"params": params}, features)
+    return outputs
+
+
+def bin_centres(config: PoseConfig) -> list[Float[Array, " bins"]]:
     """Degrees in the middle of each bin: azimuth from 0, elevation from -90, theta from -180."""
-    return tuple((jnp.arange(count) + 0.5) * config.bin_size + low
-                 for count, low in zip(config.bin_counts, (0.0, -90.0, -180.0), strict=True))
+    return [(jnp.arange(count) + 0.5) * config.bin_size + low
+            for count, low in zip(config.bin_counts, (0.0, -90.0, -180.0), strict=True)]
 
 
 def _apart(a: Array, b: Array) -> Array:
@@ -206,7 +212,8 @@ def losses(outputs: Float[Array, "B O"], angles: Float[Array, "B 3"], config: Po
         error = 2 * jnp.arcsin(jnp.clip(chord / jnp.sqrt(8.0), 0.0, 1 - 1e-6))
         # The negative log-likelihood of exponential errors teaches the rotation and its expected error at once.
         expected = _log_error(outputs)
-        return (error * jnp.exp(-expected) + expected)[:, None], (error < jnp.radians(CLOSE))[:, None].astype(jnp.float32)
+        likelihood, right = error * jnp.exp(-expected) + expected, error < jnp.radians(CLOSE)
+        return likelihood[:, None], right[:, None].astype(jnp.float32)
     loss = [-(target * jax.nn.log_softmax(logits)).sum(-1) for logits, target in
             zip(split_bins(outputs, config), soft_targets(angles, config), strict=True)]
     found = estimate(outputs, config).angles

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.linear import Params
-from spatialllm_jax.models.pose import PoseConfig, PoseHead, estimate
+from spatialllm_jax.models.pose import PoseConfig, apply_head, estimate
 from spatialllm_jax.pose.features import read_tokens
 from spatialllm_jax.pose.objects import square_crop
 from spatialllm_jax.scene.pose import rays_through, rotations_from_angles
@@ -52,7 +52,7 @@ class Estimator:
         self.config, self.batch_size = config, batch_size
         self._params = jax.device_put(params)
         self._run = jax.jit(lambda tree, pixels: estimate(
-            PoseHead(config).apply({"params": tree["head"]}, read_tokens(config, tree["encoder"], pixels)), config))
+            apply_head(config, tree["head"], read_tokens(config, tree["encoder"], pixels)), config))
 
     @property
     def crop_size(self) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from spatialllm_jax.evaluation.statistics import Accuracy, median_interval, wilson_clustered
 from spatialllm_jax.models.linear import Params
-from spatialllm_jax.models.pose import PoseConfig, PoseHead, estimate
+from spatialllm_jax.models.pose import PoseConfig, apply_head, estimate
 from spatialllm_jax.pose.features import Stored
 from spatialllm_jax.scene.pose import circular_difference, pose_errors, rotations_from_angles
 
@@ -119,7 +119,7 @@ def scores(found: Float[np.ndarray, "n 3"], confidence: Float[np.ndarray, " n"],
 
 def evaluate(config: PoseConfig, head: Params, source: Stored, train_angles: Float[np.ndarray, "m 3"]) -> PoseScores:
     """Scores of a head on stored features."""
-    run = jax.jit(lambda params, tokens: estimate(PoseHead(config).apply({"params": params}, tokens), config))
+    run = jax.jit(lambda params, tokens: estimate(apply_head(config, params, tokens), config))
     angles, confidence = [], []
     number = len(source.objects)
     for start in range(0, number, _BATCH):
@@ -151,4 +151,5 @@ def _line(name: str, found: PoseScore) -> str:
         return f"{100 * accuracy.acc:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
     error = f"{found.median:.1f} [{found.low:.1f}, {found.high:.1f}]"
-    return f"{name[:24]:24s}{error:>24s}{share(found.acc_30):>24s}{share(found.acc_10):>24s}{found.azimuth:10.1f}{found.n:7d}"
+    return (f"{name[:24]:24s}{error:>24s}{share(found.acc_30):>24s}{share(found.acc_10):>24s}"
+            f"{found.azimuth:10.1f}{found.n:7d}")

@@ -22,7 +22,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.encoders import encoder_config, load_encoder, random_encoder, resized
 from spatialllm_jax.models.linear import Params
-from spatialllm_jax.models.pose import PoseConfig, PoseHead, losses, parts
+from spatialllm_jax.models.pose import PoseConfig, PoseHead, apply_head, losses, parts
 from spatialllm_jax.parallel.mesh import data_ways, make_mesh, replicated, shard_batch
 from spatialllm_jax.pose import features, objects
 from spatialllm_jax.pose.scoring import PoseScores, evaluate
@@ -98,10 +98,9 @@ class PoseObjective:
 
     config: PoseConfig
 
-    def __call__(self, params: Params, batch: PoseBatch, rng: Array):
+    def __call__(self, params: Any, batch: Any, rng: jax.Array):
         del rng
-        outputs = PoseHead(self.config).apply({"params": params["head"]}, batch.features)
-        loss, right = losses(outputs, batch.angles, self.config)
+        loss, right = losses(apply_head(self.config, params["head"], batch.features), batch.angles, self.config)
         weight = jnp.full(loss.shape[1], float(loss.shape[0]))
         sums = {"loss": loss.sum(0), "weight": weight, "right": right.sum(0)}
         return loss.sum(), weight.sum(), sums

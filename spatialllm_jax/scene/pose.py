@@ -90,7 +90,7 @@ def mirrored(angles: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
 
 
 def _to_rays(rays: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3 3"]:
-    """Smallest rotations from the optical axis to rays (`scene.geometry.rotation_between`); rays must not point back."""
+    """Smallest rotations from the optical axis to rays (`scene.geometry.rotation_between`); none points back."""
     rays = np.asarray(rays, float)
     rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
     v = np.cross(AXIS, rays)
