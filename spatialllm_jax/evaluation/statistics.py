@@ -124,6 +124,22 @@ def paired_bootstrap(differences: Sequence[float], clusters: Sequence[Hashable],
     return float(low), float(high)
 
 
+@dataclasses.dataclass(frozen=True)
+class Median:
+    """A median with its 95 % interval (`median_interval`) and the number of values."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def median(values: Sequence[float] | np.ndarray) -> Median:
+    """The median of values; nan for none."""
+    low, high = median_interval(values)
+    return Median(float(np.median(values)) if len(values) else math.nan, low, high, len(values))
+
+
 def median_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Distribution-free interval of a median: the order statistics whose ranks a fair coin leaves between them.
 

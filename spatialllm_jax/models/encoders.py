@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,16 @@ from spatialllm_jax.models.store import Weights, merged
 from spatialllm_jax.models.vit import ViT
 
 
+def encoders_of(config: Any) -> tuple[VisionConfig, ...]:
+    """The vision encoders of any model's configuration."""
+    if isinstance(config, ModelConfig):
+        return config.vision
+    return (config.vision,) if isinstance(config, ClipConfig) else (config,) if isinstance(config, VisionConfig) else ()
+
+
 def encoder_config(weights: Weights, name: str = "") -> VisionConfig:
     """The encoder called `name` in a folder, or its only one. Raises UserError when there is no such one."""
-    config = weights.config
-    found = config.vision if isinstance(config, ModelConfig) else (config.vision,) if isinstance(config, ClipConfig) \
-        else (config,) if isinstance(config, VisionConfig) else ()
+    found = encoders_of(weights.config)
     chosen = [encoder for encoder in found if name in ("", encoder.name)]
     if len(chosen) != 1:
         has = ", ".join(encoder.name for encoder in found) or "no vision encoder"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from spatialllm_jax.evaluation.statistics import Accuracy, median_interval, wilson_clustered
+from spatialllm_jax.evaluation.statistics import Accuracy, Median, median, wilson_clustered
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.pose import PoseConfig, apply_head, estimate
 from spatialllm_jax.pose.features import Stored
@@ -27,15 +27,13 @@ class PoseScore:
 
     Attributes:
         n: objects.
-        median, low, high: median pose error in degrees, ||log(R1^T R2)||_F / sqrt(2), with its 95 % interval.
+        error: median pose error in degrees, ||log(R1^T R2)||_F / sqrt(2).
         azimuth: median error of the azimuth alone, degrees.
         acc_30, acc_10: share of errors below pi / 6 and pi / 18; `chance` is the constant guess's share.
     """
 
     n: int
-    median: float
-    low: float
-    high: float
+    error: Median
     azimuth: float
     acc_30: Accuracy
     acc_10: Accuracy
@@ -86,8 +84,7 @@ def score(found: Float[np.ndarray, "n 3"], true: Float[np.ndarray, "n 3"], pictu
         low, high = wilson_clustered(right, pictures)
         return Accuracy(float(np.mean(right)), len(right), low, high, float(np.mean(guessed < limit)))
 
-    low, high = median_interval(errors)
-    return PoseScore(len(errors), float(np.median(errors)), low, high,
+    return PoseScore(len(errors), median(errors),
                      float(np.median(np.abs(circular_difference(found[:, 0], true[:, 0])))),
                      *(share(limit) for limit in LEVELS.values()))
 
@@ -150,6 +147,6 @@ def _line(name: str, found: PoseScore) -> str:
     def share(accuracy: Accuracy) -> str:
         return f"{100 * accuracy.acc:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
 
-    error = f"{found.median:.1f} [{found.low:.1f}, {found.high:.1f}]"
+    error = f"{found.error.value:.1f} [{found.error.low:.1f}, {found.error.high:.1f}]"
     return (f"{name[:24]:24s}{error:>24s}{share(found.acc_30):>24s}{share(found.acc_10):>24s}"
             f"{found.azimuth:10.1f}{found.n:7d}")
