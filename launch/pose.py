@@ -49,7 +49,7 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     demo.add_argument("--assets", default=os.environ.get("SPATIALLLM_ASSETS", "assets"),
                       help="folder that launch.fetch_assets filled (dinov2, meshes)")
     demo.add_argument("--out", default="runs/pose", help="folder of the run")
-    demo.add_argument("--count", default="train=3200,val=600", help="pictures")
+    demo.add_argument("--count", default="train=2000,val=500", help="pictures")
     demo.add_argument("--steps", type=int, default=1500, help="updates of each head")
     demo.add_argument("--seed", type=int, default=0, help="of pictures, weights and data order")
     demo.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
@@ -65,7 +65,7 @@ def _render_flags(parser: argparse.ArgumentParser) -> None:
                                          "(launch.fetch_assets --only meshes); left out, all objects are procedural")
     parser.add_argument("--assets", default="both", choices=("both", "sweethome3d", "procedural"),
                         help="what the train pictures show, where there are meshes; val shows meshes alone")
-    parser.add_argument("--count", default="train=3200,val=600", help="pictures")
+    parser.add_argument("--count", default="train=2000,val=500", help="pictures")
     parser.add_argument("--categories", default="", help="comma-separated; all that have a front, if left out")
     parser.add_argument("--image-size", type=int, default=224, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")

@@ -219,7 +219,7 @@ def _train_head(model: PoseConfig, training: PoseTraining, source: features.Stor
         step = jax.jit(make_step(PoseObjective(model), tx, counts=_counts), donate_argnums=0,
                        out_shardings=replicated(mesh))
         last, best = run_stage(training, state, step, ObjectStream(source, training.batch_size, seed), mesh, folder,
-                               feed=Feed(parts(model), _to_device, lambda stream: {}), watch=watch, models=size)
+                               feed=Feed(parts(model), _to_device, counted=False), watch=watch, models=size)
     return unflatten((best or last).trainable)["head"]
 
 

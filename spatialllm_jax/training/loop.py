@@ -58,13 +58,13 @@ class Feed:
 
     Attributes:
         names: of the rows of what a step returns under "sources".
-        to_device: (host batch, mesh) -> the batch that a step takes.
-        dropped: what the stream left out so far, for the metrics.
+        to_device: (host batch, mesh) -> the batch that a step takes; None makes a `Batch`.
+        counted: whether the stream counts what it leaves out (`data.pipeline.counts`), for the metrics.
     """
 
     names: Sequence[str]
-    to_device: Callable[[dict[str, np.ndarray], jax.sharding.Mesh], Any] = to_device
-    dropped: Callable[[Any], dict[str, int]] = metrics_lib.dropped
+    to_device: Callable[[dict[str, np.ndarray], jax.sharding.Mesh], Any] | None = None
+    counted: bool = True
 
 
 class _Terminator:
@@ -151,7 +151,7 @@ def run_stage(stage: Pace, state: TrainState, step_fn: Any, stream: Iterator[dic
                     with jax.profiler.TraceAnnotation("next batch"):
                         arrays = next(stream)
                     waited += time.monotonic() - began
-                    state, values = step_fn(state, feed.to_device(arrays, mesh))
+                    state, values = step_fn(state, (feed.to_device or to_device)(arrays, mesh))
                 watch.profile.done(values)
                 pending.append(values)
                 rows.append(arrays.get(pipeline.NAMES, np.array([])))
@@ -166,9 +166,10 @@ def run_stage(stage: Pace, state: TrainState, step_fn: Any, stream: Iterator[dic
                                         stage.name, step - len(pending) + 1 + k, suspect)
                     elapsed = max(time.monotonic() - started, 1e-9)
                     loss = row["loss"]
+                    left_out = metrics_lib.dropped(stream) if feed.counted else {}
                     log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),
                                "seconds_per_step": elapsed / len(pending), "data_wait": waited / elapsed,
-                               **metrics_lib.speed(fetched, elapsed, flops), **feed.dropped(stream)})
+                               **metrics_lib.speed(fetched, elapsed, flops), **left_out})
                     bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
                     if row["skipped"] > stage.max_skipped:
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "
