@@ -50,7 +50,7 @@ def main(argv: list[str]) -> Mapping[str, Any]:
                       help="folder that launch.fetch_assets filled (dinov2, meshes)")
     demo.add_argument("--out", default="runs/pose", help="folder of the run")
     demo.add_argument("--count", default="train=2000,val=500", help="pictures")
-    demo.add_argument("--steps", type=int, default=1500, help="updates of each head")
+    demo.add_argument("--steps", type=int, default=800, help="updates of each head")
     demo.add_argument("--seed", type=int, default=0, help="of pictures, weights and data order")
     demo.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
     for command in (scored, one, demo, commands.choices["render"]):

@@ -45,17 +45,14 @@ class PoseObject:
 
     def crop(self, size: int, context: float) -> UInt8[np.ndarray, "S S 3"]:
         """The square around the object at `size` pixels a side."""
-        picture = _decoded(self.path)
         box = np.array(self.bbox)
-        if self.flip:
-            picture = picture[:, ::-1]
-            box = np.array([picture.shape[1] - box[2], box[1], picture.shape[1] - box[0], box[3]])
         if self.jitter:
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:8], "big"))
             side = max(box[2] - box[0], box[3] - box[1])
             move, grow = rng.uniform(-JITTER, JITTER, 2) * side, rng.uniform(-JITTER, JITTER) * side
             box = box + np.concatenate([move - grow, move + grow])
-        return square_crop(picture, box, size, context)
+        crop = square_crop(_decoded(self.path), box, size, context)
+        return crop[:, ::-1] if self.flip else crop
 
 
 @functools.lru_cache(maxsize=4)     # a picture's objects, and its flipped copies, follow each other
