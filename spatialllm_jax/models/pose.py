@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.config import VisionConfig
 from spatialllm_jax.models.linear import Linear, Params
-from spatialllm_jax.models.vit import Block, layer_norm
+from spatialllm_jax.models.vit import layer_norm
 
 ANGLES = ("azimuth", "elevation", "theta")
 CLOSE = 30.0    # degrees (pi / 6): what confidence speaks of
@@ -34,7 +34,9 @@ class PoseConfig:
         encoder: frozen; crops are squares of its `image_size`.
         layers: hidden states that are read (0 = embeddings, negative from the last), channels side by side.
         grid: side of the map that patch tokens are resampled to.
-        width, depth, num_heads: of the head's transformer blocks over CLS and map tokens.
+        width: channels that every token is brought to.
+        hidden: width of the layer that sees all tokens side by side.
+        input_dropout, dropout: shares of the features and of the hidden layer that training hides.
         output: "bins" or "rotation".
         bin_size: degrees per bin; divides 180.
         target_spread: degrees, deviation of the soft targets around the true angle.
@@ -45,12 +47,13 @@ class PoseConfig:
     encoder: VisionConfig
     layers: tuple[int, ...] = (-1,)
     grid: int = 6
-    width: int = 256
-    depth: int = 2
-    num_heads: int = 4
+    width: int = 128
+    hidden: int = 1024
+    input_dropout: float = 0.5
+    dropout: float = 0.5
     output: Literal["bins", "rotation"] = "bins"
     bin_size: float = 5.0
-    target_spread: float = 5.0
+    target_spread: float = 12.0
     context: float = 1.2
     cls: bool = True
 
@@ -59,9 +62,12 @@ class PoseConfig:
             raise UserError(f"pose.output {self.output!r} is not bins or rotation; choose one")
         if self.bin_size <= 0 or (180 / self.bin_size) % 1:
             raise UserError(f"pose.bin_size {self.bin_size} does not divide 180 degrees; choose 5 or 10")
-        if self.grid < 1 or self.depth < 0 or self.width % self.num_heads:
-            raise UserError(f"pose.grid {self.grid} must be positive, pose.depth {self.depth} not negative, and "
-                            f"pose.width {self.width} a multiple of pose.num_heads {self.num_heads}")
+        if min(self.grid, self.width, self.hidden) < 1:
+            raise UserError(f"pose.grid {self.grid}, pose.width {self.width} and pose.hidden {self.hidden} must be "
+                            "positive")
+        if not (0 <= self.input_dropout < 1 and 0 <= self.dropout < 1):
+            raise UserError(f"pose.input_dropout {self.input_dropout} and pose.dropout {self.dropout} must be in [0, 1);"
+                            " lower them")
         if self.target_spread <= 0 or self.context <= 0:
             raise UserError(f"pose.target_spread {self.target_spread} and pose.context {self.context} must be positive")
         depth = self.encoder.depth
@@ -108,33 +114,33 @@ class Estimate(NamedTuple):
 
 
 class PoseHead(nn.Module):
-    """A learned query and the encoder's tokens through transformer blocks; the query's state gives the output."""
+    """Every token is narrowed, all are laid side by side, and a hidden layer gives the output.
+
+    Side by side, a token's place in the crop is the place of its weights. Attention over tokens, with places as learned
+    vectors, fitted the training objects better and unseen ones worse (docs/pose.md).
+    """
 
     config: PoseConfig
 
     @nn.compact
-    def __call__(self, features: Float[Array, "B N C"]) -> Float[Array, "B O"]:
+    def __call__(self, features: Float[Array, "B N C"], deterministic: bool = True) -> Float[Array, "B O"]:
         """Logits of all bins, azimuth first, or six numbers of a rotation and the log of the expected error."""
         c = self.config
         if features.shape[1:] != (c.num_tokens, c.channels):
             raise ValueError(f"features have shape {features.shape[1:]}, the head expects {(c.num_tokens, c.channels)}")
-        x = Linear(c.width, name="embed")(features.astype(jnp.float32))
-        normal = nn.initializers.normal(0.02)
-        x = x + self.param("positions", normal, (c.num_tokens, c.width), jnp.float32)
-        query = self.param("query", normal, (c.width,), jnp.float32)
-        x = jnp.concatenate([jnp.broadcast_to(query, (x.shape[0], 1, c.width)), x], axis=1)
-        for index in range(c.depth):
-            x, _ = Block(c.num_heads, 4 * c.width, c.depth, name=f"block_{index}")(x, None, True)
-        # Without blocks the query has seen nothing: the mean of the tokens serves.
-        pooled = x[:, 0] if c.depth else x[:, 1:].mean(axis=1)
-        pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
-        hidden = jax.nn.gelu(Linear(c.width, name="hidden")(pooled), approximate=False)
-        return Linear(c.num_outputs, init_scale=0.01, name="output")(hidden)
+        x = nn.Dropout(c.input_dropout)(features.astype(jnp.float32), deterministic=deterministic)
+        x = Linear(c.width, name="embed")(x)
+        x = layer_norm(1e-6, jnp.float32, "norm")(x.reshape(x.shape[0], -1))
+        x = jax.nn.gelu(Linear(c.hidden, name="hidden")(x), approximate=False)
+        x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
+        return Linear(c.num_outputs, init_scale=0.01, name="output")(x)
 
 
-def apply_head(config: PoseConfig, params: Params, features: Float[Array, "B N C"]) -> Float[Array, "B O"]:
-    """The head's output for parameters of the head alone."""
-    outputs: Any = PoseHead(config).apply({"params": params}, features)
+def apply_head(config: PoseConfig, params: Params, features: Float[Array, "B N C"], dropout: Array | None = None,
+               ) -> Float[Array, "B O"]:
+    """The head's output for parameters of the head alone; `dropout` is the key of a training step."""
+    rngs = None if dropout is None else {"dropout": dropout}
+    outputs: Any = PoseHead(config).apply({"params": params}, features, dropout is None, rngs=rngs)
     return outputs
 
 

@@ -99,8 +99,7 @@ class PoseObjective:
     config: PoseConfig
 
     def __call__(self, params: Any, batch: Any, rng: jax.Array):
-        del rng
-        loss, right = losses(apply_head(self.config, params["head"], batch.features), batch.angles, self.config)
+        loss, right = losses(apply_head(self.config, params["head"], batch.features, rng), batch.angles, self.config)
         weight = jnp.full(loss.shape[1], float(loss.shape[0]))
         sums = {"loss": loss.sum(0), "weight": weight, "right": right.sum(0)}
         return loss.sum(), weight.sum(), sums

@@ -13,7 +13,7 @@ from spatialllm_jax.models import pose, store
 from spatialllm_jax.models.presets import NANO_DINOV2
 from spatialllm_jax.scene.pose import angles_from_rotations, pose_errors, rotations_from_angles
 
-CONFIG = pose.PoseConfig(NANO_DINOV2, layers=(1, -1), grid=2, width=16, depth=1, num_heads=2)
+CONFIG = pose.PoseConfig(NANO_DINOV2, layers=(1, -1), grid=2, width=8, hidden=16, target_spread=5.0)
 SIX = dataclasses.replace(CONFIG, output="rotation")
 
 
@@ -33,7 +33,7 @@ def peaks(azimuth, elevation, theta, config=CONFIG, height=50.0):
     return jnp.asarray(np.concatenate(parts)[None])
 
 
-@pytest.mark.parametrize("changes", [{}, {"output": "rotation"}, {"depth": 0}, {"cls": False, "layers": (2,)}])
+@pytest.mark.parametrize("changes", [{}, {"output": "rotation"}, {"grid": 3}, {"cls": False, "layers": (2,)}])
 def test_shapes(changes):
     config = dataclasses.replace(CONFIG, **changes)
     features = jax.ShapeDtypeStruct((3, config.num_tokens, config.channels), jnp.float16)
@@ -133,7 +133,7 @@ def test_rotations_inside_jit_are_those_outside():
 @pytest.mark.parametrize("changes, said", [
     ({"output": "quaternion"}, "pose.output 'quaternion'"), ({"bin_size": 7.0}, "pose.bin_size 7.0"),
     ({"layers": (3,)}, "pose.layers (3,): dinov2 has hidden states 0 to 2"), ({"layers": ()}, "pose.layers ()"),
-    ({"width": 15}, "pose.width 15"), ({"context": 0.0}, "pose.context 0.0")])
+    ({"width": 0}, "pose.width 0"), ({"dropout": 1.0}, "pose.dropout 1.0"), ({"context": 0.0}, "pose.context 0.0")])
 def test_mistakes_in_a_config(changes, said):
     with pytest.raises(UserError) as problem:
         dataclasses.replace(CONFIG, **changes)

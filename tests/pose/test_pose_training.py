@@ -33,9 +33,10 @@ def config(places, **changes):
     tree = {
         "task": "pose", "row": "pose", "size": "nano", "seed": 0, "weights": places["weights"], "encoder": "",
         "random_weights": False, "image_size": 0, "features": str(places["root"] / "features"),
-        "model": {"layers": (0, 1), "grid": 1, "width": 32, "depth": 1, "num_heads": 2, "context": 0.8},
+        "model": {"layers": (0, 1), "grid": 1, "width": 16, "hidden": 32, "input_dropout": 0.0, "dropout": 0.1,
+                  "context": 0.8},
         "data": {"path": places["data"], "mirror": False, "jitter": False},
-        "training": {"steps": 60, "batch_size": 48, "log_every": 10, "save_every": 7,
+        "training": {"steps": 60, "batch_size": 48, "log_every": 10, "save_every": 30,
                      "optimizer": {"learning_rate": 1e-2, "warmup": 0.05}},
         "mesh": {"data": -1}}
     for key, value in changes.items():
@@ -74,7 +75,7 @@ def test_resumed_to_the_bit(places, trained, tmp_path, monkeypatch):
     calls, to_device = itertools.count(1), training._to_device
 
     def disturbed(arrays, mesh):
-        if next(calls) == 25:
+        if next(calls) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
         return to_device(arrays, mesh)
 
@@ -82,7 +83,7 @@ def test_resumed_to_the_bit(places, trained, tmp_path, monkeypatch):
         patch.setattr(training, "_to_device", disturbed)
         with pytest.raises(Interrupted) as stopped:
             train(config(places), tmp_path / "run")
-    assert stopped.value.step == 25 and not (tmp_path / "run" / "head" / "model").exists()
+    assert stopped.value.step == 30 and not (tmp_path / "run" / "head" / "model").exists()
     _, scores = train(config(places), tmp_path / "run")
     assert scores == trained[2]
     assert same(store.load_params(tmp_path / "run/head/model"), store.load_params(trained[0] / "head/model"))
