@@ -66,8 +66,8 @@ class PoseConfig:
             raise UserError(f"pose.grid {self.grid}, pose.width {self.width} and pose.hidden {self.hidden} must be "
                             "positive")
         if not (0 <= self.input_dropout < 1 and 0 <= self.dropout < 1):
-            raise UserError(f"pose.input_dropout {self.input_dropout} and pose.dropout {self.dropout} must be in [0, 1);"
-                            " lower them")
+            raise UserError(f"pose.input_dropout {self.input_dropout} and pose.dropout {self.dropout} must be in [0, 1)"
+                            "; lower them")
         if self.target_spread <= 0 or self.context <= 0:
             raise UserError(f"pose.target_spread {self.target_spread} and pose.context {self.context} must be positive")
         depth = self.encoder.depth
