@@ -25,9 +25,9 @@ def test_features_under_a_box():
 
 @pytest.mark.parametrize("azimuth, side", [(0, 0), (35, 0), (36, None), (54, None), (56, 1), (180, 2), (300, 3)])
 def test_sides_near_a_boundary_are_not_asked(azimuth, side):
-    (found,) = probe.labelled_objects([record([thing("car", (0, 0, 40, 80), (0, 3, 4), azimuth)])])
+    (found,) = probe.labelled_objects([record([thing("car", (0, 0, 40, 80), (0, 0, 3), azimuth)])])
     assert (found.side, found.category, found.image) == (side, "car", 0)
-    assert np.cos(np.radians(found.azimuth - azimuth)) == pytest.approx(1) and found.distance == pytest.approx(5.0)
+    assert np.cos(np.radians(found.azimuth - azimuth)) == pytest.approx(1) and found.distance == pytest.approx(3.0)
     assert found.box.tolist() == [0.0, 0.0, 0.5, 1.0]
 
 
