@@ -5,9 +5,6 @@ Here and not beside the others, since the pose estimator stands above the source
 
 from __future__ import annotations
 
-import importlib
-
-from spatialllm_jax.errors import UserError
 from spatialllm_jax.sources.pseudo_labels.config import PseudoLabelConfig
 from spatialllm_jax.sources.pseudo_labels.interfaces import Estimators
 from spatialllm_jax.sources.pseudo_labels.models import opening
@@ -20,10 +17,6 @@ def open_estimators(config: PseudoLabelConfig) -> Estimators:
 
 
 def _own_pose(folder: str) -> BoxPoseEstimator:
-    try:
-        module = importlib.import_module("spatialllm_jax.pose.estimator")
-    except ModuleNotFoundError as error:
-        raise UserError(f"pseudo_labels.models.orientation={folder!r} is a pose estimator of this project, which needs "
-                        f"{error.name}; install it, or name a folder of Orient-Anything") from None
-    estimator: BoxPoseEstimator = module.load(folder)
-    return estimator
+    from spatialllm_jax.pose import estimator  # late: JAX, which pictures without a pose do not need
+
+    return estimator.load(folder)

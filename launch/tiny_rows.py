@@ -86,7 +86,7 @@ class Clock:
         self._seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
         self._part = 0
 
-    def __call__(self, name: str, part: Callable[[], None]) -> None:
+    def __call__(self, name: str, part: Callable[[], object]) -> None:
         self._part += 1
         print(f"\n[{self._part}/{self._parts}] {name}", flush=True)
         began = time.monotonic()

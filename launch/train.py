@@ -1,5 +1,7 @@
 """Trains a row of the roadmap: `python -m launch.train --config=configs/roadmap.py:align_in166k`.
 
+Or a pose estimator (docs/pose.md): `python -m launch.train --config=configs/pose.py`.
+
 Every value of the config can be overridden: `--config.stages.tune.steps=200 --config.mesh.fsdp=8`.
 A run is resumed by the same command.
 """
@@ -45,6 +47,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     args = parser.parse_args(plain)
     config = configs.load(args.config, overrides)
     workdir = Path(args.workdir or f"runs/{config.row}-{config.size}")
+    pose = config.get("task") == "pose"
+    if args.dry_run and pose:
+        raise UserError("--dry-run counts rows of the roadmap, not pose estimators; leave it out")
     if args.dry_run:
         return _cost(config.to_dict(), args.assume)
     if args.cores:
@@ -57,14 +62,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     from spatialllm_jax.training.loop import Watch
     from spatialllm_jax.training.metrics import Trackers
     from spatialllm_jax.training.profiling import StepTrace
-    from spatialllm_jax.training.run import train_row
 
     hosts.start(args.coordinator, args.processes, args.process_id, args.distributed, args.local_devices)
     logging.info("%s", hosts.described())
     started = time.monotonic()
-    summary = train_row(config.to_dict(), workdir, open_weights=open_weights,
-                        watch=Watch(not args.quiet, Trackers(args.tensorboard, args.wandb), profile=StepTrace(
-                            "" if args.profile is None else args.profile or str(workdir / "profile"))))
+    watch = Watch(not args.quiet, Trackers(args.tensorboard, args.wandb), profile=StepTrace(
+        "" if args.profile is None else args.profile or str(workdir / "profile")))
+    train = _pose if pose else _row
+    summary = train(config.to_dict(), workdir, open_weights=open_weights, watch=watch)
     summary["seconds"] = round(time.monotonic() - started, 1)
     if not hosts.is_first():
         return summary
@@ -72,6 +77,21 @@ def main(argv: list[str]) -> dict[str, Any]:
         if metrics:
             print(f"{name}: step {metrics['step']} loss {metrics['loss']:.4f} accuracy {metrics['accuracy']:.3f}")
     print(f"model: {summary['model']}")
+    return summary
+
+
+def _row(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from spatialllm_jax.training.run import train_row
+
+    return train_row(*args, **kwargs)
+
+
+def _pose(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from spatialllm_jax.pose.scoring import table
+    from spatialllm_jax.pose.training import train
+
+    summary, scores = train(*args, **kwargs)
+    print(table({summary["row"]: scores}))
     return summary
 
 

@@ -122,3 +122,40 @@ def paired_bootstrap(differences: Sequence[float], clusters: Sequence[Hashable],
         means.append(drawn[:, 0] / drawn[:, 1])
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Median:
+    """A median with its 95 % interval (`median_interval`) and the number of values."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def median(values: Sequence[float] | np.ndarray) -> Median:
+    """The median of values; nan for none."""
+    low, high = median_interval(values)
+    return Median(float(np.median(values)) if len(values) else math.nan, low, high, len(values))
+
+
+def median_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Distribution-free interval of a median: the order statistics whose ranks a fair coin leaves between them.
+
+    The number of values below the true median is binomial(n, 1/2); ranks are the innermost ones that cover `level`.
+    With too few values (fewer than six at 95 %) it is the whole range; nan for none.
+    """
+    ordered = np.sort(np.asarray(values, float))
+    n = len(ordered)
+    if not n:
+        return math.nan, math.nan
+    spare, tail, rank = (1 - level) / 2, 0.0, 0
+    log_half = n * math.log(0.5)
+    while rank < n // 2:
+        tail += math.exp(math.lgamma(n + 1) - math.lgamma(rank + 1) - math.lgamma(n - rank + 1) + log_half)
+        if tail > spare:
+            break
+        rank += 1
+    low = max(rank - 1, 0)
+    return float(ordered[low]), float(ordered[n - 1 - low])

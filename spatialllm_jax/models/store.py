@@ -26,12 +26,14 @@ from flax import traverse_util
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models import config as configs
 from spatialllm_jax.models.linear import Params, fold_lora
+from spatialllm_jax.models.pose import PoseConfig
 from spatialllm_jax.models.tensor_file import TensorFiles, TensorWriter
 
 CONFIG, PARAMS, TENSORS = "config.json", "params", "params.safetensors"
 _CLASSES = {cls.__name__: cls for cls in (
     configs.ModelConfig, configs.ClipConfig, configs.VisionConfig, configs.TextTowerConfig,
-    configs.ConnectorConfig, configs.LlamaConfig, configs.RopeScaling, configs.LoRAConfig, configs.Tiling)}
+    configs.ConnectorConfig, configs.LlamaConfig, configs.RopeScaling, configs.LoRAConfig, configs.Tiling,
+    PoseConfig)}
 
 
 def config_to_json(config: Any) -> Any:

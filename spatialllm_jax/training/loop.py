@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -22,13 +22,49 @@ from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
 from spatialllm_jax.training import optimizer, profiling
 from spatialllm_jax.training.checkpoints import Checkpoints, check_room
-from spatialllm_jax.training.config import StageConfig
+from spatialllm_jax.training.optimizer import OptimizerConfig
 from spatialllm_jax.training.step import TrainState
 
 
 def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """Host rows of this process -> a global `Batch`, rows split over the data axes of the mesh."""
     return Batch(**shard_batch({name: array for name, array in arrays.items() if name != pipeline.NAMES}, mesh))
+
+
+class Pace(Protocol):
+    """What the loop must know of a stage; the fields are those of `training.config.StageConfig`, and mean the same."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def keep_last(self) -> int: ...
+    @property
+    def keep_best(self) -> int: ...
+    @property
+    def max_skipped(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """How a stream's batches are read.
+
+    Attributes:
+        names: of the rows of what a step returns under "sources".
+        to_device: (host batch, mesh) -> the batch that a step takes; None makes a `Batch`.
+        counted: whether the stream counts what it leaves out (`data.pipeline.counts`), for the metrics.
+    """
+
+    names: Sequence[str]
+    to_device: Callable[[dict[str, np.ndarray], jax.sharding.Mesh], Any] | None = None
+    counted: bool = True
 
 
 class _Terminator:
@@ -74,15 +110,16 @@ class Watch:
     profile: profiling.StepTrace = dataclasses.field(default_factory=profiling.StepTrace)
 
 
-def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
-              mesh: jax.sharding.Mesh, folder: Path, *, watch: Watch, models: int, flops: StepFlops | None = None,
-              ) -> tuple[TrainState, TrainState | None]:
+def run_stage(stage: Pace, state: TrainState, step_fn: Any, stream: Iterator[dict[str, np.ndarray]],
+              mesh: jax.sharding.Mesh, folder: Path, *, feed: Feed, watch: Watch, models: int,
+              flops: StepFlops | None = None) -> tuple[TrainState, TrainState | None]:
     """Runs a stage to its last step; returns the last state, and the best one when the stage keeps it.
 
     Args:
         state: at step 0; replaced by the last checkpoint in `folder` when there is one.
         step_fn: jitted `(state, batch) -> (state, metrics)` that donates its state.
-        stream: Grain iterator of host batches; its position is part of the checkpoints.
+        stream: iterator of host batches with Grain's `get_state` and `set_state`; its position is part of the
+            checkpoints.
         models: bytes of the models that will be written when the stage has ended.
         flops: for the MFU, or None.
 
@@ -97,7 +134,6 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
         logging.info("stage %s resumes at step %d", stage.name, int(state.step))
     step = int(state.step)
     log = metrics_lib.MetricsLog(folder, step, hosts.is_first(), watch.trackers, f"{watch.run}/{stage.name}")
-    names = ["patches"] if stage.objective == "patch_words" else [*(source.name for source in stage.sources), "patches"]
     rate = optimizer.schedule(stage.optimizer, stage.steps)
     pending: list[Any] = []
     rows: list[np.ndarray] = []     # names of the pending steps' rows
@@ -115,7 +151,7 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                     with jax.profiler.TraceAnnotation("next batch"):
                         arrays = next(stream)
                     waited += time.monotonic() - began
-                    state, values = step_fn(state, to_device(arrays, mesh))
+                    state, values = step_fn(state, (feed.to_device or to_device)(arrays, mesh))
                 watch.profile.done(values)
                 pending.append(values)
                 rows.append(arrays.get(pipeline.NAMES, np.array([])))
@@ -123,16 +159,17 @@ def run_stage(stage: StageConfig, state: TrainState, step_fn: Any, stream: Itera
                 bar.update()
                 if step % stage.log_every == 0 or step == stage.steps:
                     fetched = jax.device_get(pending)
-                    row = metrics_lib.summarize(fetched, names)
+                    row = metrics_lib.summarize(fetched, feed.names)
                     for k in metrics_lib.not_finite(fetched):
                         suspect = "; ".join(rows[k].tolist())
                         logging.warning("stage %s: step %d was not finite and changed nothing; its rows: %s",
                                         stage.name, step - len(pending) + 1 + k, suspect)
                     elapsed = max(time.monotonic() - started, 1e-9)
                     loss = row["loss"]
+                    left_out = metrics_lib.dropped(stream) if feed.counted else {}
                     log.write({"step": step, **row, "learning_rate": float(rate(step - 1)),
                                "seconds_per_step": elapsed / len(pending), "data_wait": waited / elapsed,
-                               **metrics_lib.speed(fetched, elapsed, flops), **metrics_lib.dropped(stream)})
+                               **metrics_lib.speed(fetched, elapsed, flops), **left_out})
                     bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['accuracy']:.2f}", refresh=False)
                     if row["skipped"] > stage.max_skipped:
                         raise UserError(f"stage {stage.name!r}: {row['skipped']} steps were not finite by step {step}; "

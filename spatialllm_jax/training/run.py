@@ -32,7 +32,7 @@ from spatialllm_jax.training import initial, optimizer
 from spatialllm_jax.training.config import StageConfig, stage_config
 from spatialllm_jax.training.cost import stage_flops
 from spatialllm_jax.training.features import stored_features
-from spatialllm_jax.training.loop import Watch, run_stage
+from spatialllm_jax.training.loop import Feed, Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
 from spatialllm_jax.training.partition import Flat, flatten, unflatten
 from spatialllm_jax.training.program import Parts, first_state, jitted_step, model_config, stage_parts
@@ -74,7 +74,7 @@ def train_row(config: Mapping[str, Any], workdir: str | Path, *, open_weights: O
     initial.check_configs(weights, model)
     for stage, abstract in zip(stages, known, strict=True):
         frozen_lib.held(abstract, stage)
-    _store_config(config, workdir)  # only now: a config with a mistake must not occupy the folder
+    store_config(config, workdir)  # only now: a config with a mistake must not occupy the folder
     with jax.set_mesh(mesh):
         for index, stage in enumerate(stages):
             folder = workdir / stage.name
@@ -189,7 +189,8 @@ def _train_stage(stage: StageConfig, config: Mapping[str, Any], model: ModelConf
                             patches=patches, share=share_of_rows(mesh))
     left = sum(leaf.size * leaf.dtype.itemsize for path, leaf in parts.abstract.items()
                if stage.keep_lora or "lora_" not in path)
-    last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, watch=watch,
+    names = ["patches"] if stage.objective == "patch_words" else [*(source.name for source in stage.sources), "patches"]
+    last, best = run_stage(stage, state, step_fn, iter(stream), mesh, folder, feed=Feed(names), watch=watch,
                            models=left * (2 if stage.keep_best else 1),
                            flops=stage_flops(stage, parts.config, state.trainable) if stage.objective == "next_token"
                            and isinstance(parts.config, ModelConfig) else None)
@@ -244,7 +245,8 @@ def _sized(stage: StageConfig, text: TextConfig, tokenizer: tokenizers.Tokenizer
     return dataclasses.replace(stage, rows=rows, steps=stage.steps or plan.steps or 0)
 
 
-def _store_config(config: Mapping[str, Any], workdir: Path) -> None:
+def store_config(config: Mapping[str, Any], workdir: Path) -> None:
+    """Writes `config.json`. Raises UserError when the folder holds a run of another config."""
     workdir.mkdir(parents=True, exist_ok=True)
     file, text = workdir / "config.json", json.dumps(config, indent=1, sort_keys=False)
     if file.exists() and json.loads(file.read_text()) != json.loads(text):

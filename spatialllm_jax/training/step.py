@@ -47,13 +47,15 @@ def init_state(trainable: dict[str, jax.Array], frozen: dict[str, jax.Array],
 
 
 def make_step(objective: Objective, optimizer: optax.GradientTransformation, accumulate: int = 1,
-              clamp: dict[str, tuple[float, float]] | None = None) -> Callable:
+              clamp: dict[str, tuple[float, float]] | None = None,
+              counts: Callable[[Any], dict[str, jax.Array]] | None = None) -> Callable:
     """`(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
         accumulate: micro-batches per update; gradients are summed and divided by the total weight, so the
             update equals that of the whole batch.
         clamp: parameter path -> (low, high) applied after each update (CLIP's logit scale).
+        counts: what a batch holds, for the metrics; `batch_counts` where it is a `Batch`.
 
     A step whose loss or gradient norm is not finite leaves parameters and moments as they were and is
     counted in `state.skipped`.
@@ -104,7 +106,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, acc
                             skipped=state.skipped + (~good).astype(jnp.int32))
         return new, {"loss": loss * scale, "weight": weight, "grad_norm": grad_norm, "sources": metrics,
                      "skipped": new.skipped, "finite": good, "param_norm": optax.tree.norm(trainable),
-                     "counts": batch_counts(batch)}
+                     "counts": (counts or batch_counts)(batch)}
 
     return step
 

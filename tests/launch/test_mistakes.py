@@ -68,6 +68,17 @@ CASES = {
     "bad layers": ("launch.probe", ["--weights", "w", "--data", "d", "--layers", "six"], "--layers six"),
     "bad picture size": ("launch.probe", ["--weights", "w", "--data", "d", "--image-size", "-14"], "--image-size -14"),
     "nothing to probe": ("launch.probe", ["--weights", "w", "--data", "d", "--limit", "0"], "--limit 0"),
+    "encoders or weights": ("launch.probe", ["--data", "d"], "either --encoders"),
+    "an encoder without folder": ("launch.probe", ["--data", "d", "--encoders", "clip"], "--encoders 'clip'"),
+    "an unknown mix": ("launch.probe", ["--data", "d", "--encoders", "clip=w", "--mixes", "clip+mae"], "'mae' is none"),
+    "unknown pose config": ("launch.train", ["--config=configs/pose.py:photos"], "unknown pose config 'photos'"),
+    "no pose data": ("launch.train", ["--config=configs/pose.py:rendered", "--config.weights=missing/w"], "missing/w"),
+    "pose costs": ("launch.train", ["--config=configs/pose.py:rendered", "--dry-run"], "--dry-run"),
+    "no pose estimator": ("launch.pose", ["evaluate", "--model", "missing/m", "--data", "d"], "missing/m"),
+    "no box": ("launch.pose", ["estimate", "--model", "m", "--image", "{picture}", "--box", "1,2,3"], "--box 1,2,3"),
+    "no pictures to render": ("launch.pose", ["render", "--out", "{out}/x", "--count", "train=0"], "--count 'train=0'"),
+    "no meshes": ("launch.pose", ["render", "--out", "{out}/x", "--meshes", "missing/m"], "--only meshes"),
+    "no assets for the demo": ("launch.pose", ["demo", "--assets", "missing/a", "--out", "{out}/x"], "--only dinov2"),
     "no weights to probe": ("launch.probe", ["--weights", "missing/w", "--data", "{data}"], "missing/w"),
 }
 

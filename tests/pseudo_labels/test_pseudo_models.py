@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,26 +169,27 @@ def test_orient_anything_loads_its_own_format(models, picture):
     assert [(o.azimuth, o.elevation, o.theta) for o in together] == [(o.azimuth, o.elevation, o.theta) for o in alone]
 
 
-def test_the_projects_own_estimator_takes_part(models, picture, monkeypatch, tmp_path):
-    """A model folder of this project is opened by `pose.estimator.load`, whose angles and confidences are passed on."""
+def test_the_projects_own_estimator_takes_part(models, picture, tmp_path):
+    """A model folder as `configs/pose.py` leaves it: what its estimator says of the boxes asked, and no more."""
+    import jax
+    import jax.numpy as jnp
+
     from launch import pseudo_estimators
+    from spatialllm_jax.models import pose, store
+    from spatialllm_jax.models.encoders import random_encoder
+    from spatialllm_jax.models.presets import NANO_DINOV2
+    from spatialllm_jax.pose import estimator
 
-    asked = []
-
-    class Pose:
-        def estimate_boxes(self, image, bboxes):
-            asked.append(bboxes)
-            return SimpleNamespace(angles=np.array([[10.0, 20.0, -30.0]]), confidence=np.array([0.7]))
-
-    (tmp_path / "params").mkdir()
-    monkeypatch.setitem(sys.modules, "spatialllm_jax.pose", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "spatialllm_jax.pose.estimator", SimpleNamespace(load=lambda folder: Pose()))
-    config = dataclasses.replace(config_of(models, orientation=str(tmp_path)), fronts=("dog",))
-    estimators = pseudo_estimators.open_estimators(config)
-    boxes = np.array([[0.0, 0, 9, 9], [10, 10, 50, 90]])
-    found = estimators.orientation.orient(picture, boxes, ["car", "dog"])
-    assert found == [None, Orientation(10.0, 20.0, -30.0, 0.7)]
-    np.testing.assert_array_equal(asked[0], boxes[1:])
+    shape = pose.PoseConfig(NANO_DINOV2, layers=(1, -1), grid=2, width=8, hidden=16)
+    head = pose.PoseHead(shape).init(jax.random.key(0), jnp.zeros((1, shape.num_tokens, shape.channels)))["params"]
+    store.save_model(tmp_path / "pose", shape, {"encoder": random_encoder(NANO_DINOV2, 0), "head": head})
+    config = dataclasses.replace(config_of(models, orientation=str(tmp_path / "pose")), fronts=("dog",))
+    boxes = np.array([[0.0, 0, 9, 9], [10, 10, 50, 90], [30, 20, 60, 70]])
+    found = pseudo_estimators.open_estimators(config).orientation.orient(picture, boxes, ["car", "dog", "dog"])
+    said = estimator.load(tmp_path / "pose").estimate_boxes(picture, boxes[1:])
+    assert found == [None, *(Orientation(*angles, float(sure)) for angles, sure in zip(
+        said.angles.tolist(), said.confidence, strict=True))]
+    assert found[1] != found[2]
 
 
 def test_crops_are_square_and_black_outside(picture):

@@ -8,6 +8,7 @@ from spatialllm_jax.errors import UserError
 
 SETTINGS = ("indoor", "outdoor")
 ASSETS = ("procedural", "sweethome3d", "both")
+MESH_SPLITS = ("all", "train", "test")
 MAX_OBJECTS = 8
 
 
@@ -23,6 +24,7 @@ class RenderConfig:
         mesh_folder: folder that holds the `.sh3f` files of Sweet Home 3D.
         mesh_cache: folder for parsed meshes (npz); None parses them again in each process.
         mesh_max_faces: meshes with more faces are left out.
+        mesh_split: "all" meshes, or one of two parts that share none, "train" and "test" (`meshes.in_split`).
         categories: names to use; None is all that the assets have.
         distinct_categories: no category twice in a scene, so that a name points at one object.
         jpeg_quality: 1-100.
@@ -48,6 +50,7 @@ class RenderConfig:
     mesh_folder: str | None = None
     mesh_cache: str | None = None
     mesh_max_faces: int = 15_000
+    mesh_split: str = "all"
     categories: tuple[str, ...] | None = None
     distinct_categories: bool = True
     jpeg_quality: int = 92
@@ -76,6 +79,8 @@ class RenderConfig:
             raise UserError(f"assets={self.assets!r} of the render settings must be one of {ASSETS}")
         if self.assets != "procedural" and not self.mesh_folder:
             raise UserError(f"assets={self.assets!r} needs mesh_folder: the folder that holds the .sh3f files")
+        if self.mesh_split not in MESH_SPLITS:
+            raise UserError(f"mesh_split={self.mesh_split!r} of the render settings must be one of {MESH_SPLITS}")
         if not 32 <= self.image_size <= 4096:
             raise UserError(f"image_size={self.image_size} of the render settings must be in 32..4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import functools
+import hashlib
 import os
 import re
 import tempfile
@@ -61,6 +62,8 @@ LEFT_OUT = r"motorbike|deck chair|folding chair|high chair|baby high chair|class
 WITHOUT_FRONT = ("desk",)
 # Smallest and largest share of the registry's ranges: toys and miniatures are left out.
 SIZE_SLACK = (0.6, 1.7)
+# Least share of a category's models that `in_split` sets aside for tests, where the category has enough of them.
+TEST_SHARE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,10 +267,35 @@ def credits(folder: str, categories: tuple[str, ...] | None = None) -> list[dict
             for model in models(folder) if categories is None or model.category in categories]
 
 
+@functools.lru_cache(maxsize=12)
+def in_split(folder: str, split: str) -> tuple[Model, ...]:
+    """The models of "train" or "test", two parts that share none, or "all".
+
+    Models of one category whose creator and first word of the name agree ("Concept Sedan 01" and "02") may be variants
+    of one mesh: they stay together. Per category, the groups whose hash comes first are for tests, until these are
+    `TEST_SHARE` of its models; the last group always trains, so a category with a single one is in no test.
+    """
+    if split == "all":
+        return models(folder)
+    chosen: set[Model] = set()
+    for category in sorted({model.category for model in models(folder)}):
+        groups: dict[str, list[Model]] = {}
+        for model in models(folder):
+            if model.category == category:
+                name = f"{category}/{model.creator}/{model.name.split()[0].lower()}"
+                groups.setdefault(hashlib.sha256(name.encode()).hexdigest(), []).append(model)
+        wanted, taken = TEST_SHARE * sum(map(len, groups.values())), 0
+        for _, group in sorted(groups.items())[:-1]:
+            if taken < wanted:
+                chosen.update(group)
+                taken += len(group)
+    return tuple(model for model in models(folder) if (model in chosen) == (split == "test"))
+
+
 def choose(folder: str, cache: str | None, max_faces: int, category: str, tallest: float | None,
-           rng: np.random.Generator) -> tuple[Mesh, str, str] | None:
+           rng: np.random.Generator, split: str = "all") -> tuple[Mesh, str, str] | None:
     """A mesh of a category with its colour name and credit; None when the folder has none that will do."""
-    fitting = [model for model in models(folder) if model.category == category
+    fitting = [model for model in in_split(folder, split) if model.category == category
                and (tallest is None or model.size[2] <= tallest)]
     for index in rng.permutation(len(fitting)):
         found = load(fitting[index], cache, max_faces)
@@ -277,7 +305,7 @@ def choose(folder: str, cache: str | None, max_faces: int, category: str, talles
     return None
 
 
-def categories(folder: str) -> tuple[str, ...]:
-    """Categories that the folder has models of, in the registry's order."""
-    present = {model.category for model in models(folder)}
+def categories(folder: str, split: str = "all") -> tuple[str, ...]:
+    """Categories that the folder has models of in a split (`in_split`), in the registry's order."""
+    present = {model.category for model in in_split(folder, split)}
     return tuple(name for name in catalogue.CATEGORIES if name in present)

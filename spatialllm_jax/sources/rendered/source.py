@@ -54,7 +54,7 @@ def _draw(config: RenderConfig, rng: np.random.Generator, setting: str, placed: 
     from_mesh = folder is not None and (config.assets == "sweethome3d" or (config.assets == "both"
                                                                            and rng.random() < 0.5))
     if from_mesh:
-        names = [name for name in names if name in meshes.categories(str(folder))]
+        names = [name for name in names if name in meshes.categories(str(folder), config.mesh_split)]
     if on_top:
         names = [name for name in names if catalogue.CATEGORIES[name].small]
     if not names:
@@ -64,7 +64,7 @@ def _draw(config: RenderConfig, rng: np.random.Generator, setting: str, placed: 
     tallest = min(category.height[1], TALLEST_ON_TOP) if on_top else category.height[1]
     if from_mesh:
         found = meshes.choose(str(folder), config.mesh_cache, config.mesh_max_faces, category.name,
-                              tallest if on_top else None, rng)
+                              tallest if on_top else None, rng, config.mesh_split)
         if found is None:
             return None
         low, high = found[0].bounds
