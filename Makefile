@@ -14,7 +14,7 @@ JOBS ?= 2
 # torch is only an oracle for tests; `make test EXTRAS=test` leaves it (and the parity tests) out.
 EXTRAS ?= test,torch
 
-.PHONY: help quickstart roadmap test test-slow test-lmms test-lmms-all lint real plan plan-all setup-quickstart setup-test setup-plan clean
+.PHONY: help quickstart roadmap test test-slow test-lmms test-lmms-all real pose plan plan-all setup-quickstart setup-test setup-plan clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -67,6 +67,10 @@ roadmap: setup-quickstart ## all ten rows of Table 2 at `tiny`, its table and Fi
 real: setup-quickstart ## real weights and real photographs; see docs/real.md
 	$(RUN) -m launch.fetch_assets --only smollm2,dinov2,meshes --out assets
 	$(RUN) -m launch.real --assets assets
+
+pose: setup-quickstart ## a pose estimator on frozen features, scored on meshes it never saw; see docs/pose.md
+	$(RUN) -m launch.fetch_assets --only dinov2,meshes --out assets
+	$(RUN) -m launch.pose demo --assets assets --out runs/pose
 
 # Compilers of other machines in an environment of their own: elsewhere JAX would look for those machines at every start.
 plan: ## stage 2 compiled for GPUs and TPUs that are not here (docs/plan.md); half an hour
