@@ -175,7 +175,8 @@ def test_folder_round_trip_and_user_mistakes(engine, params, tiny_tokenizer, pro
         load_engine(tmp_path / "clip")
 
 
-@pytest.mark.parametrize("axes", ["fsdp=8", "data=2,tensor=4", "data=4,context=2"])
+@pytest.mark.parametrize("axes", ["data=2,tensor=4", *(pytest.param(axes, marks=pytest.mark.slow)
+                                                      for axes in ("fsdp=8", "data=4,context=2"))])
 def test_eight_devices_answer_as_one(engine, params, tiny_tokenizer, prompts, tmp_path, axes):
     folder = tmp_path / "model"
     store.save_model(folder, CONFIG, params)

@@ -136,6 +136,7 @@ def test_merged_computes_what_lora_computes(merged, kept):
 
 
 @pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
+@pytest.mark.slow
 def test_a_quantised_stage_on_eight_devices(trained, merged):
     """Kernels, their scales and LoRA split over all axes of the mesh: the same losses."""
     with pytest.MonkeyPatch.context() as patch:
@@ -190,6 +191,7 @@ def test_frozen_bfloat16_is_not_what_the_next_stage_trains(trained, states, star
     assert (start[1]["llm/embedding"].astype(jnp.bfloat16) != start[1]["llm/embedding"]).any()
 
 
+@pytest.mark.slow
 def test_random_frozen_weights_are_drawn_again(tiny_dataset, tmp_path):
     """Without any weights the exact ones are the same random numbers."""
     tree = config(tiny_dataset, tmp_path, a={"steps": 1, "trainable": "connector"})

@@ -159,7 +159,8 @@ def test_resume_is_exact(tiny_dataset, tmp_path, one_device, monkeypatch, uninte
 
 
 @pytest.mark.parametrize("shape", [pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
-                                   {"data": 4, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}])
+                                   pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow),
+                                   {"data": 1, "fsdp": 2, "context": 4}])
 def test_eight_devices_give_the_same_losses(tiny_dataset, tmp_path, uninterrupted, compilations, shape):
     tree = {**config(tiny_dataset, tmp_path), "mesh": shape}
     train(tree, tmp_path / "run")
