@@ -56,6 +56,10 @@ def main(argv: list[str]) -> dict[str, Any]:
             raise UserError(f"--levels {name!r} is unknown; choose from {'; '.join(levels.LEVELS)}")
     if min(args.scenes, args.workers) < 1 or args.random_models < 0:
         raise UserError("--scenes and --workers must be at least 1, --random-models not negative")
+    if args.random_models:
+        from spatialllm_jax.sources.pseudo_labels.models import weights
+
+        weights.torch_module()      # before the long work, if it is missing
     sizes = levels.largest_sizes() if args.sizes == "catalogue" else {}
     measure = levels.Measure(RenderConfig(image_size=args.image_size), args.seed,
                              PseudoLabelConfig(sizes=sizes, vocabulary=tuple(levels.largest_sizes())), chosen)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialllm_jax.sources.pseudo_labels.config import ModelNames
+from spatialllm_jax.sources.pseudo_labels.models.weights import torch_module
 
 _WORD_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",")
 _SIDE = 64
@@ -21,9 +22,7 @@ _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.
 
 def write_small_models(folder: Path, words: Sequence[str], seed: int = 0) -> ModelNames:
     """Writes one model per interface into `folder`; `words` are all that the texts may hold."""
-    import torch
-
-    torch.manual_seed(seed)
+    torch_module().manual_seed(seed)
     names = {part: str(folder / part) for part in ("detector", "segmenter", "depth", "orientation", "tagger")}
     detector(Path(names["detector"]), words)
     sam2(Path(names["segmenter"]))
