@@ -64,7 +64,7 @@ class View:
     @functools.cached_property
     def seen(self) -> ViewArrays:
         """What the view relations read; computed only where they are asked."""
-        return view_arrays(self.scene)
+        return view_arrays(self.scene, self.arrays)
 
     def pairs(self, ordered: bool = False) -> Iterator[tuple[int, int]]:
         """All pairs in random order; unordered pairs come with a random order of mention."""

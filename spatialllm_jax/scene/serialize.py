@@ -79,7 +79,7 @@ def scene_from_dict(data: Mapping[str, Any], encoded: bytes | None = None, path:
                 camera["height"],
                 np.array(camera["intrinsics"], float),
                 None if gravity is None else np.array(gravity, float),
-                float(camera.get("gravity_error", 0.0)),
+                float(_bounds(camera.get("gravity_error", 0.0))),
             ),
             objects=tuple(
                 Object3D(
@@ -115,10 +115,16 @@ def _uncertainty_to_dict(u: Uncertainty) -> dict[str, Any]:
 
 
 def _uncertainty_from_dict(data: Mapping[str, Any]) -> Uncertainty:
-    center, size = np.array(data["center"], float).reshape(2, 3), np.array(data["size"], float).reshape(3)
-    if not (np.isfinite(center).all() and np.isfinite(size).all() and center.min() >= 0 and size.min() >= 0):
+    return Uncertainty(_bounds(data["center"], 2, 3), _bounds(data["size"], 3), float(_bounds(data["turn"])),
+                       float(_bounds(data["confidence"])))
+
+
+def _bounds(value: Any, *shape: int) -> np.ndarray:
+    """How far something may be off; a broken or negative number would pass for knowledge."""
+    found = np.array(value, float).reshape(shape)
+    if not (np.isfinite(found).all() and found.min() >= 0):
         raise ValueError("an uncertainty must be finite and not negative")
-    return Uncertainty(center, size, float(data["turn"]), float(data["confidence"]))
+    return found
 
 
 def _numbers(array: np.ndarray) -> list[Any]:

@@ -30,6 +30,7 @@ class Errors:
         bearing, elevation: [N][N+1] degrees; the bearing's hold what i's rotation may be off.
         rise: [N][N] of the difference of two heights.
         extent: [N] by which the vertical extent may be off.
+        reach: the sets that all of this follows from.
     """
 
     nearest: Rows
@@ -40,6 +41,7 @@ class Errors:
     elevation: Rows
     rise: Rows
     extent: list[float]
+    reach: Reach
 
 
 class Reach:
@@ -75,6 +77,11 @@ class Reach:
         return (np.abs(np.einsum("nik,i->nk", self.axes, axis)) * self.size).sum(axis=-1)
 
 
+def sway(distance: Float[np.ndarray, "..."], tilt: float) -> Float[np.ndarray, "..."]:
+    """Metres that a vertical which is `tilt` degrees off moves, along any axis, what is this far away."""
+    return distance * np.sin(np.radians(min(tilt, 90.0)))
+
+
 def uncertain(scene: Scene) -> bool:
     """Whether anything in the scene is estimated; otherwise there is nothing to widen."""
     return scene.camera.gravity_error > 0 or any(o.uncertainty is not None for o in scene.objects)
@@ -104,11 +111,11 @@ def scene_errors(scene: Scene) -> Errors | None:
     turn = np.array([0.0 if o.uncertainty is None else o.uncertainty.turn for o in scene.objects])
     swing = _angle(_either(reach, sideways), run - _relative(reach, -level))
     vertical = reach.across(up)
-    rise = vertical[:, None] + vertical[None] + run[:, :n] * np.sin(np.radians(min(tilt, 90.0)))
+    rise = vertical[:, None] + vertical[None] + sway(run[:, :n], tilt)
     return Errors(
         nearest=np.maximum(length - closer, 0).tolist(), farthest=np.hypot(length + further, off_side).tolist(),
         direction=direction.tolist(), turn=turn.tolist(), bearing=(swing + turn[:, None] + tilt).tolist(),
-        elevation=(direction + tilt).tolist(), rise=rise.tolist(), extent=reach.extents(up).tolist(),
+        elevation=(direction + tilt).tolist(), rise=rise.tolist(), extent=reach.extents(up).tolist(), reach=reach,
     )  # fmt: skip
 
 

@@ -21,9 +21,9 @@ import dataclasses
 import numpy as np
 
 from spatialllm_jax.scene import geometry
-from spatialllm_jax.scene.relations import Verdict
+from spatialllm_jax.scene.relations import SceneArrays, Verdict
 from spatialllm_jax.scene.types import Scene
-from spatialllm_jax.scene.uncertainty import Reach, scene_errors
+from spatialllm_jax.scene.uncertainty import scene_errors, sway
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,12 @@ class ViewArrays:
     distance_error: list[float]
 
 
-def view_arrays(scene: Scene) -> ViewArrays:
-    """Computes `ViewArrays` for a scene."""
+def view_arrays(scene: Scene, arrays: SceneArrays | None = None) -> ViewArrays:
+    """Computes `ViewArrays` for a scene.
+
+    Args:
+        arrays: `scene_arrays(scene)` when the caller has it already, for its errors.
+    """
     vertical = scene.camera.gravity is not None or scene.upright
     up = geometry.up_vector(scene) if vertical else np.array([0.0, -1.0, 0.0])
     roll = float(np.degrees(np.arcsin(min(abs(up[0]), 1.0))))
@@ -98,11 +102,10 @@ def view_arrays(scene: Scene) -> ViewArrays:
     level = np.hypot(places[:, 0], places[:, 2])
     distance = np.linalg.norm(centers, axis=1)
     moves, seen_error, distance_error = np.zeros((len(centers), 3)), np.zeros(len(centers)), np.zeros(len(centers))
-    if (known := scene_errors(scene)) is not None:
-        reach, tilt = Reach(scene), scene.camera.gravity_error
-        # A tilt of the vertical moves a centre along each axis by no more than its distance times the sine.
-        moves = np.stack([reach.across(axis) for axis in axes], axis=1) + (distance * np.sin(np.radians(tilt)))[:, None]
-        extents = extents + np.stack([reach.extents(axis) for axis in axes], axis=1)
+    if (known := scene_errors(scene) if arrays is None else arrays.errors) is not None:
+        tilt = scene.camera.gravity_error
+        moves = np.stack([known.reach.across(axis) for axis in axes], axis=1) + sway(distance, tilt)[:, None]
+        extents = extents + np.stack([known.reach.extents(axis) for axis in axes], axis=1)
         seen_error = np.array(known.direction)[:, -1] + tilt
         distance_error = np.maximum(np.array(known.farthest)[:, -1] - distance,
                                     distance - np.array(known.nearest)[:, -1])

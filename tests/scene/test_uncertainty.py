@@ -149,9 +149,28 @@ def test_json_keeps_what_is_uncertain():
     assert json.loads(scene_to_json(again)) == json.loads(scene_to_json(first))
 
 
-@pytest.mark.parametrize("change", [{"center": [1, 2]}, {"size": [-1, 0, 0]}, {"turn": None}])
+@pytest.mark.parametrize("change", [{"center": [1, 2]}, {"size": [-1, 0, 0]}, {"turn": None}, {"turn": float("nan")},
+                                    {"turn": -5}, {"confidence": float("inf")}])
 def test_an_uncertainty_that_cannot_be_is_told(change):
     data = json.loads(scene_to_json(scene(thing((0, 1, 5)))))
     data["objects"][0]["uncertainty"].update(change)
     with pytest.raises(UserError, match="scene JSON"):
         scene_from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("error", [-3, float("nan"), None])
+def test_a_gravity_error_that_cannot_be_is_told(error):
+    data = json.loads(scene_to_json(scene(thing((0, 1, 5)))))
+    data["camera"]["gravity_error"] = error
+    with pytest.raises(UserError, match="scene JSON"):
+        scene_from_json(json.dumps(data))
+
+
+def test_a_vertical_that_may_be_anything_tells_no_heights():
+    """Beyond a right angle the sine falls again; what may be off does not."""
+    objects = (thing((0, 1, 5)), thing((0, -2, 5)))
+    assert view_relations.above_below(view_relations.view_arrays(scene(*objects)), 0, 1, view_relations.ViewMargins())
+    lost = scene(*objects, gravity_error=180.0)
+    seen = view_relations.view_arrays(lost)
+    np.testing.assert_allclose(np.array(seen.errors)[:, 1], seen.distance)
+    assert dataclasses.asdict(view_relations.view_arrays(lost, scene_arrays(lost))) == dataclasses.asdict(seen)
