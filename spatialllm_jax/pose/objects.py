@@ -16,7 +16,7 @@ from PIL import Image
 from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import viewpoint
-from spatialllm_jax.sources import imagenet3d
+from spatialllm_jax.sources import crops, imagenet3d
 
 # Moved and scaled this much at most, as a share of the crop's side: boxes that a detector draws are not exact.
 JITTER = 0.08
@@ -77,15 +77,10 @@ def square_crop(image: UInt8[np.ndarray, "H W 3"], bbox: Sequence[float] | Float
     if not (x2 > x1 and y2 > y1 and x2 > 0 and y2 > 0 and x1 < width and y1 < height):
         raise UserError(f"box {x1:.0f}, {y1:.0f}, {x2:.0f}, {y2:.0f} shows nothing of a picture of {width} x {height} "
                         "pixels; give x1, y1, x2, y2 in pixels")
-    side = max(round(context * max(x2 - x1, y2 - y1)), 1)
-    left, top = round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2)
-    canvas = np.full((side, side, 3), images.MEAN_COLOUR, np.uint8)
-    seen = image[max(top, 0):max(top + side, 0), max(left, 0):max(left + side, 0)]
-    row, column = max(-top, 0), max(-left, 0)
-    canvas[row:row + seen.shape[0], column:column + seen.shape[1]] = seen
-    if side == size:
-        return canvas
-    return np.asarray(Image.fromarray(canvas).resize((size, size), Image.Resampling.BICUBIC))
+    crop = crops.square_crop(image, bbox, context, images.MEAN_COLOUR)
+    if len(crop) == size:
+        return crop
+    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def read(folder: str | Path, split: str, ignored: Counter[str] | None = None, *, fronts_only: bool = False,

@@ -9,10 +9,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the models are torch's: pip install torch")
 
 from spatialllm_jax.errors import UserError  # noqa: E402
+from spatialllm_jax.sources.crops import square_crop  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.config import Filters, Judging, PseudoLabelConfig  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.interfaces import Orientation  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models import small  # noqa: E402
-from spatialllm_jax.sources.pseudo_labels.models.crops import CroppedOrientation, square_crop  # noqa: E402
+from spatialllm_jax.sources.pseudo_labels.models.crops import CroppedOrientation  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.depth import open_depth  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.detection import (  # noqa: E402
     ClipTagger,

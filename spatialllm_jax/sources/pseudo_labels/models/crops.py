@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
+from spatialllm_jax.sources.crops import square_crop
 from spatialllm_jax.sources.pseudo_labels.interfaces import Orientation, Picture, PoseEstimator
-
-
-def square_crop(image: Picture, box: Float[np.ndarray, "4"], margin: float) -> UInt8[np.ndarray, "S S 3"]:
-    """A square around a box, its longer side `margin` times as long; black where the picture ends."""
-    side = max(round(float(max(box[2] - box[0], box[3] - box[1])) * margin), 1)
-    left, top = round(float(box[0] + box[2]) / 2 - side / 2), round(float(box[1] + box[3]) / 2 - side / 2)
-    crop = np.zeros((side, side, 3), np.uint8)
-    height, width = image.shape[:2]
-    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
-    if x2 > x1 and y2 > y1:
-        crop[y1 - top: y2 - top, x1 - left: x2 - left] = image[y1:y2, x1:x2]
-    return crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +18,7 @@ class CroppedOrientation:
     """An `OrientationEstimator` from an estimator of single crops.
 
     Attributes:
-        margin: of the crops, see `square_crop`.
+        margin: side of the crops over the longer side of their boxes (`sources.crops`).
         fronts: categories that are looked at at all; () is all of them.
     """
 
@@ -40,13 +29,8 @@ class CroppedOrientation:
     def orient(self, image: Picture, boxes: Float[np.ndarray, "N 4"], labels: Sequence[str]
                ) -> list[Orientation | None]:
         """See `interfaces.OrientationEstimator`."""
-        asked = [k for k, label in enumerate(labels) if not self.fronts or label in self.fronts]
-        found: list[Orientation | None] = [None] * len(labels)
-        if asked:
-            told = self.estimator.viewpoints([square_crop(image, boxes[k], self.margin) for k in asked])
-            for k, orientation in zip(asked, told, strict=True):
-                found[k] = orientation
-        return found
+        return _where_fronts(labels, self.fronts, lambda asked: self.estimator.viewpoints(
+            [square_crop(image, boxes[k], self.margin) for k in asked]))
 
 
 class BoxPoses(Protocol):
@@ -81,11 +65,19 @@ class BoxOrientation:
     def orient(self, image: Picture, boxes: Float[np.ndarray, "N 4"], labels: Sequence[str]
                ) -> list[Orientation | None]:
         """See `interfaces.OrientationEstimator`."""
-        found: list[Orientation | None] = [None] * len(labels)
-        asked = [k for k, label in enumerate(labels) if not self.fronts or label in self.fronts]
-        if asked:
+        def tell(asked: list[int]) -> list[Orientation | None]:
             told = self.estimator.estimate_boxes(image, boxes[asked])
-            for k, angles, confidence in zip(asked, told.angles, told.confidence, strict=True):
-                azimuth, elevation, theta = angles.tolist()
-                found[k] = Orientation(azimuth, elevation, theta, float(confidence))
-        return found
+            found = zip(told.angles.tolist(), told.confidence, strict=True)
+            return [Orientation(azimuth, elevation, theta, float(sure)) for (azimuth, elevation, theta), sure in found]
+
+        return _where_fronts(labels, self.fronts, tell)
+
+
+def _where_fronts(labels: Sequence[str], fronts: tuple[str, ...],
+                  tell: Callable[[list[int]], list[Orientation | None]]) -> list[Orientation | None]:
+    """What `tell` says of the objects whose category has a front, by their indices; None of all others."""
+    asked = [k for k, label in enumerate(labels) if not fronts or label in fronts]
+    found: list[Orientation | None] = [None] * len(labels)
+    for k, orientation in zip(asked, tell(asked) if asked else (), strict=True):
+        found[k] = orientation
+    return found
