@@ -78,7 +78,8 @@ def pose_errors(found: Float[np.ndarray, "N 3 3"], true: Float[np.ndarray, "N 3 
     return np.degrees(2 * np.arcsin(np.clip(chord / np.sqrt(8), 0, 1)))
 
 
-def circular_difference(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def circular_difference(a: Float[np.ndarray, "..."] | float, b: Float[np.ndarray, "..."] | float
+                        ) -> Float[np.ndarray, "..."]:
     """a - b in degrees, in [-180, 180)."""
     return (np.asarray(a) - np.asarray(b) + 180.0) % 360.0 - 180.0
 

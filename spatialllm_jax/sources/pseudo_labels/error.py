@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from spatialllm_jax.scene import relations, view_relations
 from spatialllm_jax.scene.geometry import bbox_iou, viewpoint
+from spatialllm_jax.scene.pose import circular_difference
 from spatialllm_jax.scene.relations import Margins, SceneArrays, scene_arrays
 from spatialllm_jax.scene.types import Scene
 from spatialllm_jax.scene.view_relations import ViewMargins, view_arrays
@@ -127,8 +128,8 @@ def _numbers(estimate: Scene, guess: SceneArrays, truth: Scene, true: SceneArray
         if relations.length_sure(guess, i, -1, margins):
             _said(tally, "depth", _off(guess.distance[i], true.distance[j]) > margins.number_share)
         if thing.has_front and estimate.objects[i].has_front and relations.angle_sure(guess, i, margins.number_degrees):
-            turned = viewpoint(estimate.objects[i].box)[0] - viewpoint(thing.box)[0]
-            _said(tally, "azimuth", abs((turned + 180) % 360 - 180) > margins.number_degrees)
+            turned = circular_difference(viewpoint(estimate.objects[i].box)[0], viewpoint(thing.box)[0])
+            _said(tally, "azimuth", bool(abs(turned) > margins.number_degrees))
         for k in range(j):
             if (m := usable.get(k)) is not None and relations.length_sure(guess, i, m, margins):
                 _said(tally, "distance", _off(guess.between[i][m], true.between[j][k]) > margins.number_share)
