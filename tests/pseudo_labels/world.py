@@ -2,16 +2,10 @@
 
 import numpy as np
 
-from spatialllm_jax.scene.geometry import rotation_y
+from spatialllm_jax.scene.geometry import rotation_y, viewpoint
 from spatialllm_jax.scene.types import Box3D
-from spatialllm_jax.sources.pseudo_labels.interfaces import (
-    Calibration,
-    DepthMap,
-    Detections,
-    Estimators,
-    Masks,
-    Orientation,
-)
+from spatialllm_jax.sources.pseudo_labels import interfaces
+from spatialllm_jax.sources.pseudo_labels.views import mask_box
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 150.0
 INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
@@ -68,7 +62,7 @@ class Oracle:
         self.orientations = None
 
     def estimators(self):
-        return Estimators(self, self, self, self, self, self)
+        return interfaces.Estimators(self, self, self, self, self, self)
 
     def picture(self):
         return np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -77,24 +71,20 @@ class Oracle:
         return tuple(dict.fromkeys(self.labels))
 
     def detect(self, image, tags):
-        from spatialllm_jax.sources.pseudo_labels.views import mask_box
-
         found = np.array([mask_box(mask) if mask.any() else [0, 0, 1, 1] for mask in self.masks], float)
-        return Detections(found, self.scores, self.labels)
+        return interfaces.Detections(found, self.scores, self.labels)
 
     def segment(self, image, boxes):
         keep = [k for k, box in enumerate(self.detect(image, ()).boxes) if any((box == b).all() for b in boxes)]
-        return Masks(self.masks[keep], self.mask_scores[keep])
+        return interfaces.Masks(self.masks[keep], self.mask_scores[keep])
 
     def depth(self, image):
-        return DepthMap(self.depth_map)
+        return interfaces.DepthMap(self.depth_map)
 
     def calibrate(self, image, depth, masks):
-        return Calibration(INTRINSICS, self.down)
+        return interfaces.Calibration(INTRINSICS, self.down)
 
     def orient(self, image, boxes, labels):
         if self.orientations is not None:
             return [self.orientations] * len(boxes)
-        from spatialllm_jax.scene.geometry import viewpoint
-
-        return [Orientation(*viewpoint(box), 1.0) for box in self.boxes3d][: len(boxes)]
+        return [interfaces.Orientation(*viewpoint(box), 1.0) for box in self.boxes3d][: len(boxes)]
