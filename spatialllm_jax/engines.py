@@ -191,7 +191,13 @@ class _Actor:
 
 
 def engine_of(name: str, workers: int, address: str = "") -> Engine:
-    """The engine that `--engine` names. Raises UserError for an unknown name or a missing extra."""
+    """The engine that `--engine` names.
+
+    Raises:
+        UserError: for an unknown name, an address without Ray, or a missing extra.
+    """
     if name not in NAMES:
         raise UserError(f"--engine {name!r} is unknown; choose from {', '.join(NAMES)}")
+    if address and name != "ray":
+        raise UserError(f"--ray-address {address} is of use with --engine ray alone; add that, or leave it out")
     return Ray(workers, address) if name == "ray" else Local(workers)

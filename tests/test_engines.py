@@ -51,6 +51,11 @@ def test_an_unknown_engine_is_told():
         engine_of("cloud", 1)
 
 
+def test_an_address_without_ray_is_told():
+    with pytest.raises(UserError, match="--engine ray"):
+        engine_of("local", 1, "auto")
+
+
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"spatialllm-jax\[ray\]"):
