@@ -181,7 +181,12 @@ def test_settings_under_which_nothing_was_done_bind_nobody(tmp_path):
         raise UserError("no such model")
 
     with pytest.raises(UserError, match="no such model"):
+        label_folder(tmp_path / "zoo", tmp_path / "new" / "labels", CONFIG, Local(), opener=missing, progress=False)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(UserError, match="no such model"):
         label_folder(tmp_path / "zoo", tmp_path / "labels", CONFIG, Local(), opener=missing, progress=False)
+    assert list((tmp_path / "labels").iterdir()) == []
     other = dataclasses.replace(CONFIG, max_side=500)
     label_folder(tmp_path / "zoo", tmp_path / "labels", other, Local(), opener=open_blocks, progress=False)
     head = (tmp_path / "labels" / "journal.jsonl").read_text().splitlines()[0]
@@ -195,6 +200,37 @@ def test_two_runs_at_once_are_one_too_many(tmp_path):
         Journal(tmp_path / "labels", tmp_path / "zoo", {})
     running.finish(set())
     Journal(tmp_path / "labels", tmp_path / "zoo", {})
+
+
+@pytest.mark.parametrize("place, word", [("afile", "cannot be written"), ("afile/labels", "cannot be written"),
+                                         ("zoo/labels", "among the pictures"), ("mine", "in the way")])
+def test_a_place_that_cannot_hold_labels_is_told(tmp_path, place, word):
+    write_zoo(tmp_path / "zoo")
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    (tmp_path / "afile").write_text("mine")
+    with pytest.raises(UserError, match=f"{word}.*--labels"):
+        label_folder(tmp_path / "zoo", tmp_path / place, CONFIG, Local(), opener=open_blocks, progress=False)
+    assert not (tmp_path / "zoo" / "labels").exists() and len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    write_zoo(tmp_path / "zoo")
+    label_folder(tmp_path / "zoo", tmp_path / "labels", CONFIG, Local(), opener=open_blocks, progress=False)
+    with (tmp_path / "labels" / "journal.jsonl").open("a") as file:
+        file.write("not JSON\n")
+    with pytest.raises(UserError, match="damaged at byte"):
+        label_folder(tmp_path / "zoo", tmp_path / "labels", CONFIG, Local(), opener=open_blocks, progress=False)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "zoo" / "sub").mkdir(parents=True)
+    (tmp_path / "more").mkdir()
+    block().save(tmp_path / "zoo" / "sub" / "a.jpg")
+    block().save(tmp_path / "more" / "b.jpg")
+    (tmp_path / "zoo" / "sub" / "up").symlink_to(tmp_path / "zoo")
+    (tmp_path / "zoo" / "sub" / "self").symlink_to(".")
+    (tmp_path / "zoo" / "aside").symlink_to(tmp_path / "more")
+    assert picture_names(tmp_path / "zoo") == (["aside/b.jpg", "sub/a.jpg"], 0)
 
 
 def test_pictures_that_came_or_went(tmp_path):

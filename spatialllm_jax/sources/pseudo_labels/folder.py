@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections import Counter
@@ -72,27 +73,31 @@ def label_folder(images: Path, labels: Path, config: PseudoLabelConfig, engine: 
 
     Raises:
         UserError: for a folder without pictures, missing models, labels of other settings, or models that break on
-            one picture after the other.
+            one picture after the other; or labels that would lie among the pictures.
     """
     if not images.is_dir():
         raise UserError(f"{images} is no folder; name a folder of pictures with --input pseudo_labels:FOLDER")
     names, others = picture_names(images)
     if not names:
         raise UserError(f"{images} holds no picture ({others} other files); name a folder of pictures")
-    journal = Journal(labels, images, {"images": images.name, **_settings(config)})
-    todo = [name for name in names if name not in journal]
+    if labels.resolve().is_relative_to(images.resolve()):
+        raise UserError(f"the labels' folder {labels} lies among the pictures of {images}, where the next run would "
+                        "label what this one keeps; name another folder with --labels")
+    make = functools.partial(open_labeller, images, config, opener)
     broken = 0
-    if todo:
-        make = functools.partial(open_labeller, images, config, opener)
-        for outcome in tqdm(engine.map(make, todo), desc=f"labelling {images.name}", unit="image",
-                            total=len(names), initial=len(names) - len(todo), disable=not progress):
-            journal.add(outcome)
-            broken = broken + 1 if outcome.reason.startswith("error: ") else 0
-            if broken >= _BROKEN_IN_A_ROW:
-                raise UserError(f"the models broke on {broken} pictures in a row, last on {outcome.name} "
-                                f"({outcome.reason.removeprefix('error: ')}: {outcome.detail}); mend that, remove "
-                                f"{labels} and run again")
-    scenes, ignored = journal.finish(set(names))
+    with contextlib.closing(Journal(labels, images, {"images": images.name, **_settings(config)})) as journal:
+        todo = [name for name in names if name not in journal]
+        if todo:
+            with contextlib.closing(engine.map(make, todo)) as outcomes:
+                for outcome in tqdm(outcomes, desc=f"labelling {images.name}", unit="image", total=len(names),
+                                    initial=len(names) - len(todo), disable=not progress):
+                    journal.add(outcome)
+                    broken = broken + 1 if outcome.reason.startswith("error: ") else 0
+                    if broken >= _BROKEN_IN_A_ROW:
+                        raise UserError(f"the models broke on {broken} pictures in a row, last on {outcome.name} "
+                                        f"({outcome.reason.removeprefix('error: ')}: {outcome.detail}); mend that, "
+                                        f"remove {labels} and run again")
+        scenes, ignored = journal.finish(set(names))
     if others:
         ignored["file: no picture by its name"] += others
     return scenes, ignored

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import itertools
@@ -57,15 +58,23 @@ class Journal:
             settings: everything the outcomes depend on, JSON-ready.
 
         Raises:
-            UserError: when the folder holds the outcomes of other settings.
+            UserError: when the folder holds the outcomes of other settings, is in use, or cannot be written.
         """
-        self.folder, self._images = folder, images
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         self._path = folder / _FILE
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        link, target = folder / _LINK, os.path.abspath(images)
+        if link.exists() and not link.is_symlink():
+            raise UserError(f"{link} is in the way of a link to the pictures; name another folder with --labels")
         head = json.dumps({"settings": settings}, sort_keys=True) + "\n"
         # Where each picture's line starts; a dict of a million offsets is small, a million scenes are not.
         self._starts: dict[str, int] = {}
-        self._file = self._path.open("ab")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise UserError(f"labels cannot be written to {folder} ({error.strerror}); name another folder with "
+                            "--labels") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)      # ends with this process, however it ends
         except BlockingIOError:
@@ -78,7 +87,6 @@ class Journal:
             self._file.flush()
         self._read(head)
         self._file.seek(0, os.SEEK_END)     # the end may have moved: a torn line is cut off
-        link, target = folder / _LINK, os.path.abspath(images)
         if not link.is_symlink() or os.readlink(link) != target:
             link.unlink(missing_ok=True)
             link.symlink_to(target, target_is_directory=True)
@@ -93,7 +101,11 @@ class Journal:
                 if not line.endswith(b"\n"):     # cut short by a kill: that picture is done again
                     file.truncate(start)
                     break
-                self._starts[json.loads(line)["name"]] = start
+                try:
+                    self._starts[json.loads(line)["name"]] = start
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{self._path} is damaged at byte {start} ({error!r}); remove what follows, or "
+                                    "name another folder with --labels") from error
                 start += len(line)
 
     def __contains__(self, name: str) -> bool:
@@ -114,6 +126,16 @@ class Journal:
         self._file.write(json.dumps(data, sort_keys=True).encode() + b"\n")
         self._file.flush()
         self._starts[outcome.name] = start
+
+    def close(self) -> None:
+        """Lets go of the folder. Of a job of which nothing was done (a model was missing, say) nothing stays."""
+        if not self._starts:
+            for path in (self.folder / _LINK, self._path):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):      # holds something else
+                for path in self._made:
+                    path.rmdir()
+        self._file.close()
 
     def outcomes(self) -> Iterator[Outcome]:
         """Everything that is done, sorted by picture."""
@@ -140,7 +162,7 @@ class Journal:
                     file.write(f'{{"file":{json.dumps(place)},{outcome.scene[1:]}\n')
                 else:
                     ignored[outcome.reason] += 1
-                ignored.update({reason: n for reason, n in outcome.left_out.items()})
+                ignored.update(outcome.left_out)
                 if outcome.reason or outcome.changes or outcome.left_out:
                     told = outcome.reason or ("picture: " + ", ".join(outcome.changes) if outcome.changes else "scene")
                     dropped = [f"{reason}: {n}" for reason, n in sorted(outcome.left_out.items())]

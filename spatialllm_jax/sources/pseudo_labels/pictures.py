@@ -53,13 +53,18 @@ def picture_names(folder: Path) -> tuple[list[str], int]:
     """(paths of all pictures below a folder, relative to it and sorted; number of other files)."""
     names, others = [], 0
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _leads_back(Path(root), name))
         for file in files:
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                 names.append((Path(root) / file).relative_to(folder).as_posix())
             else:
                 others += 1
     return sorted(names), others
+
+
+def _leads_back(root: Path, name: str) -> bool:
+    """Whether a folder is a link to one that holds it, which would be walked in circles."""
+    return (root / name).is_symlink() and root.resolve().is_relative_to((root / name).resolve())
 
 
 def read_picture(path: Path, max_side: int) -> Read:
