@@ -183,7 +183,7 @@ def viewpoint(box: Box3D) -> tuple[float, float, float]:
     elevation = np.degrees(np.arcsin(np.clip(-to_camera[1], -1, 1)))
     azimuth = np.degrees(np.arctan2(to_camera[2], to_camera[0])) % 360.0
     aligned = rotation_between(ray, np.array([0.0, 0.0, 1.0])) @ box.rotation
-    spin = aligned @ _view_rotation(azimuth, elevation).T  # a rotation about the optical axis
+    spin = aligned @ view_rotation(azimuth, elevation).T  # a rotation about the optical axis
     theta = -np.degrees(np.arctan2(spin[1, 0], spin[0, 0]))
     return float(azimuth), float(elevation), float(theta)
 
@@ -195,17 +195,19 @@ def rotation_from_viewpoint(
     ray = np.asarray(center, float) / np.linalg.norm(center)
     angle = np.radians(-theta)
     spin = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    return rotation_between(np.array([0.0, 0.0, 1.0]), ray) @ spin @ _view_rotation(azimuth, elevation)
+    return rotation_between(np.array([0.0, 0.0, 1.0]), ray) @ spin @ view_rotation(azimuth, elevation)
 
 
-def _view_rotation(azimuth: float, elevation: float) -> Float[np.ndarray, "3 3"]:
-    """Rotation of an upright object on the optical axis seen at these angles (theta = 0)."""
+def view_rotation(
+    azimuth: float | Float[np.ndarray, "..."], elevation: float | Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "... 3 3"]:
+    """Rotations of upright objects on the optical axis seen at these angles in degrees (theta = 0)."""
     a, e = np.radians(azimuth), np.radians(elevation)
     # The direction to the camera, the image's right and the image's down, all in the object frame.
-    to_camera = np.array([np.cos(e) * np.cos(a), -np.sin(e), np.cos(e) * np.sin(a)])
-    right = np.array([-np.sin(a), 0.0, np.cos(a)])
+    to_camera = np.stack([np.cos(e) * np.cos(a), -np.sin(e), np.cos(e) * np.sin(a)], axis=-1)
+    right = np.stack([-np.sin(a), np.zeros_like(a), np.cos(a)], axis=-1)
     down = np.cross(-to_camera, right)
-    return np.stack([right, down, -to_camera])
+    return np.stack([right, down, -to_camera], axis=-2)
 
 
 def rotation_y(heading: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

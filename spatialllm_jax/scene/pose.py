@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from spatialllm_jax.scene.geometry import back_project
+from spatialllm_jax.scene.geometry import back_project, rotation_between, view_rotation
 
 AXIS = np.array([0.0, 0.0, 1.0])    # the optical axis: allocentric and egocentric rotations agree there
 
@@ -23,15 +23,13 @@ def rotations_from_angles(angles: Float[np.ndarray, "N 3"], rays: Float[np.ndarr
     Args:
         rays: directions to the objects, of any length, camera frame; None stays allocentric (on the optical axis).
     """
-    a, e, t = np.radians(np.asarray(angles, float)).T
-    zero = np.zeros_like(a)
-    to_camera = np.stack([np.cos(e) * np.cos(a), -np.sin(e), np.cos(e) * np.sin(a)], -1)    # in the object's frame
-    right = np.stack([-np.sin(a), zero, np.cos(a)], -1)
-    view = np.stack([right, np.cross(-to_camera, right), -to_camera], axis=1)
+    azimuth, elevation, theta = np.asarray(angles, float).T
+    t = np.radians(theta)
     # Counter-clockwise in the picture is a negative turn about +z, since +y points down.
-    spin = np.stack([np.stack([np.cos(t), np.sin(t), zero], -1), np.stack([-np.sin(t), np.cos(t), zero], -1),
-                     np.broadcast_to(AXIS, (len(a), 3))], axis=1)
-    allocentric = spin @ view
+    spin = np.zeros((len(t), 3, 3))
+    spin[:, 0, 0] = spin[:, 1, 1] = np.cos(t)
+    spin[:, 0, 1], spin[:, 1, 0], spin[:, 2, 2] = np.sin(t), -np.sin(t), 1.0
+    allocentric = spin @ view_rotation(azimuth, elevation)
     return allocentric if rays is None else egocentric(allocentric, rays)
 
 
@@ -47,8 +45,7 @@ def angles_from_rotations(rotations: Float[np.ndarray, "N 3 3"], rays: Float[np.
     to_camera = -rotations[:, 2]
     elevation = np.arcsin(np.clip(-to_camera[:, 1], -1, 1))
     azimuth = np.arctan2(to_camera[:, 2], to_camera[:, 0])
-    view = rotations_from_angles(np.degrees(np.stack([azimuth, elevation, np.zeros_like(azimuth)], -1)))
-    spin = rotations @ np.swapaxes(view, 1, 2)
+    spin = rotations @ np.swapaxes(view_rotation(np.degrees(azimuth), np.degrees(elevation)), 1, 2)
     theta = -np.arctan2(spin[:, 1, 0], spin[:, 0, 0])
     return np.degrees(np.stack([azimuth % (2 * np.pi), elevation, theta], -1))
 
@@ -91,11 +88,7 @@ def mirrored(angles: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
 
 
 def _to_rays(rays: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3 3"]:
-    """Smallest rotations from the optical axis to rays (`scene.geometry.rotation_between`); none points back."""
+    """Smallest rotations from the optical axis to rays of any length."""
     rays = np.asarray(rays, float)
     rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
-    v = np.cross(AXIS, rays)
-    zero = np.zeros(len(rays))
-    skew = np.stack([np.stack([zero, -v[:, 2], v[:, 1]], -1), np.stack([v[:, 2], zero, -v[:, 0]], -1),
-                     np.stack([-v[:, 1], v[:, 0], zero], -1)], axis=1)
-    return np.eye(3) + skew + skew @ skew / (1 + rays[:, 2])[:, None, None]
+    return np.array([rotation_between(AXIS, ray) for ray in rays]).reshape(-1, 3, 3)
