@@ -133,10 +133,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         poses = loaded.estimate(np.stack(crops))
         angles.append(poses.angles)
         confidence.append(poses.confidence)
-    true = np.array([item.angles for item in found])
     # Which constant would do best is asked of the scored objects themselves: no training set is at hand.
-    scores = scoring.scores(np.concatenate(angles), np.concatenate(confidence), true, [item.category for item in found],
-                            [item.path for item in found], true)
+    scores = scoring.scores(np.concatenate(angles), np.concatenate(confidence), found,
+                            np.array([item.angles for item in found]))
     print(scoring.table({Path(args.model).name: scores}))
     if args.out:
         write_whole(Path(args.out), json.dumps(scores.as_dict(), indent=1))

@@ -9,6 +9,7 @@ as what any encoder knows. (Probing frozen features: Alain and Bengio 2016.)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from spatialllm_jax.data import images
 from spatialllm_jax.data.records import ImageRecord
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation.ridge import fit_predict
-from spatialllm_jax.evaluation.statistics import Accuracy, Median, median, wilson_clustered
+from spatialllm_jax.evaluation.statistics import Accuracy, Median, accuracy_clustered, median
 from spatialllm_jax.models.config import VisionConfig
 from spatialllm_jax.models.connector import resample
 from spatialllm_jax.models.linear import Params
@@ -101,6 +102,11 @@ class ProbeScores:
     closer: Accuracy | None
     category: Accuracy
 
+    @property
+    def columns(self) -> tuple[Accuracy | Median | None, ...]:
+        """The cells of a line of `table`."""
+        return self.side, self.azimuth, self.azimuth_error, self.depth, self.closer, self.category
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         return dataclasses.asdict(self)
@@ -148,10 +154,6 @@ def probe(x: Float[np.ndarray, "n F"], objects: Sequence[Labelled], held_out: fl
     if min((clear & train).sum(), (clear & ~train).sum()) < LEAST:
         raise UserError("too few objects with a clear side to probe; take more images")
 
-    def share(right: np.ndarray, chance: float, of: np.ndarray) -> Accuracy:
-        low, high = wilson_clustered(right.tolist(), of.tolist())
-        return Accuracy(float(right.mean()), len(right), low, high, chance)
-
     (sides,) = fit_predict(x[clear], [np.eye(4)[side[clear]]], pictures[clear], train[clear])
     right_side = sides.argmax(1) == side[clear & ~train]
 
@@ -175,12 +177,12 @@ def probe(x: Float[np.ndarray, "n F"], objects: Sequence[Labelled], held_out: fl
         found, real = depths[0][:, 0], logs[~train]
         limit = np.log(NEAR_DEPTH)
         constant = float((np.abs(np.median(logs[train]) - real) <= limit).mean())
-        depth = share(np.abs(found - real) <= limit, constant, rest)
+        depth = accuracy_clustered(np.abs(found - real) <= limit, constant, rest)
         closer = _order(found, real, rest)
     return ProbeScores(
-        share(right_side, 0.25, pictures[clear & ~train]),
-        share(off <= NEAR_AZIMUTH, guessed, pictures[turned & ~train]), median(off), depth, closer,
-        share(kinds.argmax(1) == category[~train], 1 / len(names), rest))
+        accuracy_clustered(right_side, 0.25, pictures[clear & ~train]),
+        accuracy_clustered(off <= NEAR_AZIMUTH, guessed, pictures[turned & ~train]), median(off), depth, closer,
+        accuracy_clustered(kinds.argmax(1) == category[~train], 1 / len(names), rest))
 
 
 def _soft_bins(azimuth: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n bins"]:
@@ -201,16 +203,11 @@ def _order(found: Float[np.ndarray, " n"], real: Float[np.ndarray, " n"], pictur
     right: list[bool] = []
     of: list[int] = []
     for picture in np.unique(pictures):
-        rows = np.flatnonzero(pictures == picture)
-        for index, one in enumerate(rows):
-            for other in rows[index + 1:]:
-                if abs(real[one] - real[other]) >= np.log(GAP):
-                    right.append(bool((found[one] < found[other]) == (real[one] < real[other])))
-                    of.append(int(picture))
-    if not right:
-        return None
-    low, high = wilson_clustered(right, of)
-    return Accuracy(float(np.mean(right)), len(right), low, high, 0.5)
+        for one, other in itertools.combinations(np.flatnonzero(pictures == picture), 2):
+            if abs(real[one] - real[other]) >= np.log(GAP):
+                right.append(bool((found[one] < found[other]) == (real[one] < real[other])))
+                of.append(int(picture))
+    return accuracy_clustered(right, 0.5, of) if right else None
 
 
 def encode(encoder: Encoder, records: Sequence[ImageRecord], objects: Sequence[Labelled], grid: int,
@@ -284,18 +281,10 @@ def table(scores: Mapping[str, ProbeScores]) -> str:
     """A line per representation."""
     heads = ("side", "azimuth ±30°", "azimuth error", "depth ±25 %", "closer", "category")
     lines = [" " * 24 + "".join(f"{head:>22s}" for head in heads)]
-
-    def share(accuracy: Accuracy | None) -> str:
-        return "-" if accuracy is None else \
-            f"{100 * accuracy.acc:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
     for name, found in scores.items():
-        error = f"{found.azimuth_error.value:.1f} [{found.azimuth_error.low:.1f}, {found.azimuth_error.high:.1f}]"
-        cells = (share(found.side), share(found.azimuth), error, share(found.depth), share(found.closer),
-                 share(found.category))
+        cells = ("-" if cell is None else str(cell) for cell in found.columns)
         lines.append(f"{name[:24]:24s}" + "".join(f"{cell:>22s}" for cell in cells))
     first = next(iter(scores.values()))
-    chances = [f"{100 * score.chance:.1f} %" if isinstance(score, Accuracy) else "" for score in
-               (first.side, first.azimuth, first.azimuth_error, first.depth, first.closer, first.category)]
+    chances = [f"{100 * cell.chance:.1f} %" if isinstance(cell, Accuracy) else "" for cell in first.columns]
     lines.append(f"{'chance':24s}" + "".join(f"{chance:>22s}" for chance in chances))
     return "\n".join(lines)

@@ -34,6 +34,10 @@ class Accuracy:
         """Plain numbers, for JSON."""
         return dataclasses.asdict(self)
 
+    def __str__(self) -> str:
+        """"71.3 % [68.0, 74.4]"."""
+        return f"{100 * self.acc:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
 
 def wilson(right: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of a binomial share (Wilson, 1927); (0, 1) when there is nothing."""
@@ -90,6 +94,13 @@ def wilson_clustered(right: Sequence[bool], clusters: Sequence[Hashable]) -> tup
     return wilson(share * worth, worth)
 
 
+def accuracy_clustered(right: Sequence[bool] | np.ndarray, chance: float, clusters: Sequence[Hashable] | np.ndarray,
+                       ) -> Accuracy:
+    """The accuracy of verdicts of one chance level, its interval that of `wilson_clustered`; there is at least one."""
+    verdicts, groups = np.asarray(right, bool).tolist(), np.asarray(clusters).tolist()
+    return Accuracy(sum(verdicts) / len(verdicts), len(verdicts), *wilson_clustered(verdicts, groups), chance)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value that A and B are equally often right alone (McNemar 1947): a sign test.
 
@@ -132,6 +143,10 @@ class Median:
     low: float
     high: float
     n: int
+
+    def __str__(self) -> str:
+        """"24.4 [19.0, 34.3]"."""
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 def median(values: Sequence[float] | np.ndarray) -> Median:

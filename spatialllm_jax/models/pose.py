@@ -150,9 +150,14 @@ def bin_centres(config: PoseConfig) -> list[Float[Array, " bins"]]:
             for count, low in zip(config.bin_counts, (0.0, -90.0, -180.0), strict=True)]
 
 
+def _difference(a: Array, b: Array) -> Array:
+    """a - b in degrees, in [-180, 180); `scene.pose.circular_difference` inside jit."""
+    return (a - b + 180.0) % 360.0 - 180.0
+
+
 def _apart(a: Array, b: Array) -> Array:
     """Degrees between angles on a circle, [0, 180]."""
-    return jnp.abs((a - b + 180.0) % 360.0 - 180.0)
+    return jnp.abs(_difference(a, b))
 
 
 def split_bins(outputs: Float[Array, "B O"], config: PoseConfig) -> tuple[Array, Array, Array]:
@@ -194,8 +199,8 @@ def estimate(outputs: Float[Array, "B O"], config: PoseConfig) -> Estimate:
         for logits, centres in zip(split_bins(outputs, config), bin_centres(config), strict=True):
             mass = jax.nn.softmax(logits, axis=-1)
             peak = centres[mass.argmax(-1)][:, None]
-            near = jnp.where(_apart(centres, peak) <= _PEAK, mass, 0.0)
-            offset = (centres - peak + 180.0) % 360.0 - 180.0
+            offset = _difference(centres, peak)
+            near = jnp.where(jnp.abs(offset) <= _PEAK, mass, 0.0)
             angle = peak + (near * offset).sum(-1, keepdims=True) / near.sum(-1, keepdims=True)
             confidence *= jnp.where(_apart(centres, angle) <= CLOSE, mass, 0.0).sum(-1)
             angles.append(angle[:, 0])

@@ -16,6 +16,7 @@ from PIL import Image
 from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.scene.geometry import viewpoint
+from spatialllm_jax.scene.pose import mirrored
 from spatialllm_jax.sources import crops, imagenet3d
 
 # Moved and scaled this much at most, as a share of the crop's side: boxes that a detector draws are not exact.
@@ -118,10 +119,8 @@ def read(folder: str | Path, split: str, ignored: Counter[str] | None = None, *,
 def for_training(objects: Sequence[PoseObject], *, mirror: bool, jitter: bool) -> list[PoseObject]:
     """The objects, each followed by its mirror image where asked for, each crop a little off where asked for."""
     result = []
-    for item in objects:
-        azimuth, elevation, theta = item.angles
+    for item, flipped in zip(objects, mirrored([item.angles for item in objects]).tolist(), strict=True):
         result.append(dataclasses.replace(item, jitter=jitter))
         if mirror:
-            result.append(dataclasses.replace(item, id=f"{item.id}~", flip=True, jitter=jitter,
-                                              angles=(-azimuth % 360.0, elevation, -theta)))
+            result.append(dataclasses.replace(item, id=f"{item.id}~", flip=True, jitter=jitter, angles=tuple(flipped)))
     return result

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from spatialllm_jax.evaluation.statistics import Accuracy, Median, median, wilson_clustered
+from spatialllm_jax.evaluation.statistics import Accuracy, Median, accuracy_clustered, median
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.pose import PoseConfig, apply_head, estimate
 from spatialllm_jax.pose.features import Stored
+from spatialllm_jax.pose.objects import PoseObject
 from spatialllm_jax.scene.pose import circular_difference, pose_errors, rotations_from_angles
 
 LEVELS = {"acc_30": 30.0, "acc_10": 10.0}    # degrees: pi / 6 and pi / 18
@@ -78,15 +79,10 @@ def score(found: Float[np.ndarray, "n 3"], true: Float[np.ndarray, "n 3"], pictu
     real = rotations_from_angles(true)
     errors = pose_errors(rotations_from_angles(found), real)
     guessed = pose_errors(np.repeat(rotations_from_angles(constant[None]), len(real), axis=0), real)
-
-    def share(limit: float) -> Accuracy:
-        right = (errors < limit).tolist()
-        low, high = wilson_clustered(right, pictures)
-        return Accuracy(float(np.mean(right)), len(right), low, high, float(np.mean(guessed < limit)))
-
     return PoseScore(len(errors), median(errors),
                      float(np.median(np.abs(circular_difference(found[:, 0], true[:, 0])))),
-                     *(share(limit) for limit in LEVELS.values()))
+                     *(accuracy_clustered(errors < limit, float(np.mean(guessed < limit)), pictures)
+                       for limit in LEVELS.values()))
 
 
 def best_constant(angles: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " 3"]:
@@ -98,19 +94,21 @@ def best_constant(angles: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " 3"]:
     return drawn[int(np.argmax(near))]
 
 
-def scores(found: Float[np.ndarray, "n 3"], confidence: Float[np.ndarray, " n"], true: Float[np.ndarray, "n 3"],
-           categories: Sequence[str], pictures: Sequence[str], train_angles: Float[np.ndarray, "m 3"]) -> PoseScores:
-    """All scores of estimates in degrees."""
-    constant, names = best_constant(train_angles), np.array(categories)
+def scores(found: Float[np.ndarray, "n 3"], confidence: Float[np.ndarray, " n"], objects: Sequence[PoseObject],
+           train_angles: Float[np.ndarray, "m 3"]) -> PoseScores:
+    """All scores of estimates (angles in degrees, their confidence) of these objects."""
+    true, names = np.array([item.angles for item in objects]), np.array([item.category for item in objects])
+    constant = best_constant(train_angles)
 
     def part(rows: np.ndarray, guess: np.ndarray | None = None) -> PoseScore:
         given = found[rows] if guess is None else np.repeat(guess[None], len(rows), axis=0)
-        return score(given, true[rows], [pictures[row] for row in rows], constant)
+        return score(given, true[rows], [objects[row].path for row in rows], constant)
 
     everything, order = np.arange(len(true)), np.argsort(-confidence, kind="stable")
     half = -(-len(order) // 2)
-    return PoseScores(part(everything), {name: part(np.flatnonzero(names == name)) for name in sorted(set(categories))},
-                      part(order[:half]), part(order[half:] if len(order) > 1 else order), float(np.mean(confidence)),
+    categories = {name: part(np.flatnonzero(names == name)) for name in sorted(set(names.tolist()))}
+    return PoseScores(part(everything), categories, part(order[:half]),
+                      part(order[half:] if len(order) > 1 else order), float(np.mean(confidence)),
                       part(everything, constant))
 
 
@@ -124,18 +122,15 @@ def evaluate(config: PoseConfig, head: Params, source: Stored, train_angles: Flo
         found = run(head, source.rows(rows))
         angles.append(np.asarray(found.angles))
         confidence.append(np.asarray(found.confidence))
-    return scores(np.concatenate(angles)[:number], np.concatenate(confidence)[:number],
-                  np.array([item.angles for item in source.objects]), [item.category for item in source.objects],
-                  [item.path for item in source.objects], train_angles)
+    return scores(np.concatenate(angles)[:number], np.concatenate(confidence)[:number], source.objects, train_angles)
 
 
 def table(results: Mapping[str, PoseScores], *, categories: bool = True) -> str:
     """Estimators side by side, the constant guess last; then the categories of the first."""
     lines = [f"{'':24s}{'median error':>24s}{'acc pi/6':>24s}{'acc pi/18':>24s}{'azimuth':>10s}{'n':>7s}"]
-    first = next(iter(results.values()))
-    lines += [_line(name, found.overall) for name, found in results.items()]
+    name, first = next(iter(results.items()))
+    lines += [_line(key, found.overall) for key, found in results.items()]
     lines += [_line("one constant pose", first.constant)]
-    name = next(iter(results))
     lines += ["", f"{name}: by its own confidence (mean {100 * first.confidence:.1f} %)", _line("more confident half",
               first.sure), _line("less confident half", first.unsure)]
     if categories:
@@ -144,9 +139,5 @@ def table(results: Mapping[str, PoseScores], *, categories: bool = True) -> str:
 
 
 def _line(name: str, found: PoseScore) -> str:
-    def share(accuracy: Accuracy) -> str:
-        return f"{100 * accuracy.acc:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-
-    error = f"{found.error.value:.1f} [{found.error.low:.1f}, {found.error.high:.1f}]"
-    return (f"{name[:24]:24s}{error:>24s}{share(found.acc_30):>24s}{share(found.acc_10):>24s}"
+    return (f"{name[:24]:24s}{found.error!s:>24s}{found.acc_30!s:>24s}{found.acc_10!s:>24s}"
             f"{found.azimuth:10.1f}{found.n:7d}")

@@ -8,6 +8,8 @@ left +z) as columns in the camera's frame. On the optical axis the two agree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -81,9 +83,9 @@ def circular_difference(a: Float[np.ndarray, "..."] | float, b: Float[np.ndarray
     return (np.asarray(a) - np.asarray(b) + 180.0) % 360.0 - 180.0
 
 
-def mirrored(angles: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+def mirrored(angles: Float[np.ndarray, "N 3"] | Sequence[Sequence[float]]) -> Float[np.ndarray, "N 3"]:
     """Angles of the picture flipped left to right, for objects that are their own mirror image (most with a front)."""
-    angles = np.asarray(angles, float)
+    angles = np.asarray(angles, float).reshape(-1, 3)
     return np.stack([-angles[:, 0] % 360.0, angles[:, 1], -angles[:, 2]], -1)
 
 

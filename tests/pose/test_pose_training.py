@@ -106,8 +106,7 @@ def test_the_estimator_gives_what_was_scored(places, trained):
     crops = np.stack([item.crop(loaded.crop_size, loaded.config.context) for item in found])
     poses = loaded.estimate(crops)
     assert poses.angles.shape == (16, 3) and (poses.confidence > 0).all() and (poses.confidence <= 1).all()
-    again = scoring.scores(poses.angles, poses.confidence, np.array([item.angles for item in found]),
-                           [item.category for item in found], [item.path for item in found],
+    again = scoring.scores(poses.angles, poses.confidence, found,
                            np.array([item.angles for item in objects.read(places["data"], "train")]))
     assert again.overall.error.value == pytest.approx(trained[2].overall.error.value, abs=0.5)
     one = found[3]
