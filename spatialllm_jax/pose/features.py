@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.pose import PoseConfig
 from spatialllm_jax.models.vit import ViT, normalize
 from spatialllm_jax.pose.objects import PoseObject
+from spatialllm_jax.training.features import digest
+from spatialllm_jax.training.partition import flatten
 
 CHUNK = 2048    # crops per file: what a kill costs at most
 
@@ -49,12 +49,8 @@ def read_tokens(config: PoseConfig, params: Params, pixels: UInt8[Array, "B S S 
 
 def features_key(config: PoseConfig, params: Params) -> str:
     """A digest of all that the features of a crop depend on."""
-    digest = hashlib.sha256(json.dumps([store.config_to_json(config.encoder), config.layers, config.grid, config.cls,
-                                        config.context]).encode())
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda item: str(item[0])):
-        digest.update(str(path).encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return digest([store.config_to_json(config.encoder), config.layers, config.grid, config.cls, config.context],
+                  flatten(params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +68,23 @@ class Stored:
         return np.stack([self[int(row)] for row in rows])
 
 
-def stored(config: PoseConfig, params: Params, objects: Sequence[PoseObject], folder: str | Path, name: str, *,
-           batch_size: int = 32, show_progress: bool = True) -> Stored:
+def stored(config: PoseConfig, params: Params, objects: Mapping[str, Sequence[PoseObject]], folder: str | Path, *,
+           batch_size: int = 32, show_progress: bool = True) -> dict[str, Stored]:
     """Features of all objects, computed where they are missing; `CHUNK` crops at a time survive a kill.
 
     Args:
+        objects: by a name that is part of a path.
         folder: one folder below it per set of weights and settings.
-        name: of these objects, as part of a path.
     """
     key = features_key(config, params)
-    encode = encoder_function(config, params)
-    stores = []
-    for start in range(0, len(objects), CHUNK):
-        part = objects[start:start + CHUNK]
-
-        def load(row: int, part: Sequence[PoseObject] = part) -> np.ndarray:
-            return part[row].crop(config.encoder.image_size, config.context)
-
-        stores.append(build(Path(folder) / key[:16] / f"{name}-{start // CHUNK:04d}", key, [item.id for item in part],
-                            load, encode, batch_size=batch_size, show_progress=show_progress))
-    return Stored(tuple(objects), tuple(stores))
-
-
-def encoder_function(config: PoseConfig, params: Params) -> Callable[[np.ndarray], np.ndarray]:
-    """Jitted: uint8 crops [B, S, S, 3] -> features [B, N, C]."""
     run = jax.jit(lambda tree, pixels: read_tokens(config, tree, pixels))
     held = jax.device_put(params)
-    return lambda pixels: np.asarray(run(held, pixels))
+
+    def chunk(name: str, number: int, part: Sequence[PoseObject]) -> FeatureStore:
+        return build(Path(folder) / key[:16] / f"{name}-{number:04d}", key, [item.id for item in part],
+                     lambda row: part[row].crop(config.encoder.image_size, config.context),
+                     lambda pixels: np.asarray(run(held, pixels)), batch_size=batch_size, show_progress=show_progress)
+
+    return {name: Stored(tuple(found), tuple(
+        chunk(name, start // CHUNK, found[start:start + CHUNK]) for start in range(0, len(found), CHUNK)))
+        for name, found in objects.items()}

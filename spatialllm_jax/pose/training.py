@@ -23,11 +23,11 @@ from spatialllm_jax.models import store
 from spatialllm_jax.models.encoders import encoder_config, load_encoder, random_encoder, resized
 from spatialllm_jax.models.linear import Params
 from spatialllm_jax.models.pose import PoseConfig, PoseHead, apply_head, losses, parts
-from spatialllm_jax.parallel.mesh import data_ways, make_mesh, replicated, shard_batch
+from spatialllm_jax.parallel.mesh import data_ways, make_mesh, replicated
 from spatialllm_jax.pose import features, objects
 from spatialllm_jax.pose.scoring import PoseScores, evaluate
 from spatialllm_jax.training import optimizer
-from spatialllm_jax.training.config import build
+from spatialllm_jax.training.config import Pace, build
 from spatialllm_jax.training.loop import Feed, Watch, run_stage
 from spatialllm_jax.training.metrics import read_lines
 from spatialllm_jax.training.optimizer import OptimizerConfig
@@ -40,26 +40,21 @@ STAGE, MODEL, SCORES = "head", "model", "scores.json"
 OpenWeights = Callable[[str, str], store.Weights]
 
 
-@dataclasses.dataclass(frozen=True)
-class PoseTraining:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoseTraining(Pace):
     """How a head is trained.
 
     Attributes:
-        steps, batch_size: updates, and objects per update.
-        save_every, log_every, keep_last, keep_best, max_skipped: as in `training.config.StageConfig`.
+        batch_size: objects per update.
     """
 
-    steps: int
     batch_size: int
-    optimizer: OptimizerConfig
+    name: str = STAGE
     save_every: int = 500
     log_every: int = 50
-    keep_last: int = 2
-    keep_best: int = 0
-    max_skipped: int = 10
-    name: str = STAGE
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.batch_size < 1:
             raise UserError(f"config.training: steps {self.steps} and batch_size {self.batch_size} must be at least 1")
 
@@ -184,15 +179,15 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, open_weights: OpenW
         encoder_params = load_encoder(weights, config["encoder"], image_size=config["image_size"])[1]
     store_config(config, workdir)
     folder = workdir / STAGE
-    stored = {name: features.stored(model, encoder_params, found, config["features"] or workdir / "features",
-                                    _place(data, name), show_progress=watch.progress)
-              for name, found in (("train", train_objects), ("val", val_objects))}
+    train_place, val_place = _place(data, "train"), _place(data, "val")
+    stored = features.stored(model, encoder_params, {train_place: train_objects, val_place: val_objects},
+                             config["features"] or workdir / "features", show_progress=watch.progress)
     if not (folder / MODEL / store.CONFIG).exists():
-        head = _train_head(model, training, stored["train"], mesh, folder, config["seed"], watch)
+        head = _train_head(model, training, stored[train_place], mesh, folder, config["seed"], watch)
         store.save_model(folder / MODEL, model, {"encoder": encoder_params, "head": head})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     head = unflatten(store.load_params(folder / MODEL, "head"))["head"]
-    scores = evaluate(model, head, stored["val"], train_angles=np.array([item.angles for item in train_objects]))
+    scores = evaluate(model, head, stored[val_place], train_angles=np.array([item.angles for item in train_objects]))
     write_whole(workdir / SCORES, json.dumps(scores.as_dict(), indent=1))
     lines = read_lines(folder / "metrics.jsonl")
     return {"row": config["row"], "workdir": str(workdir), "model": str(folder / MODEL), "scores": scores.as_dict(),
@@ -218,12 +213,8 @@ def _train_head(model: PoseConfig, training: PoseTraining, source: features.Stor
         step = jax.jit(make_step(PoseObjective(model), tx, counts=_counts), donate_argnums=0,
                        out_shardings=replicated(mesh))
         last, best = run_stage(training, state, step, ObjectStream(source, training.batch_size, seed), mesh, folder,
-                               feed=Feed(parts(model), _to_device, counted=False), watch=watch, models=size)
+                               feed=Feed(parts(model), PoseBatch, counted=False), watch=watch, models=size)
     return unflatten((best or last).trainable)["head"]
-
-
-def _to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> PoseBatch:
-    return PoseBatch(**shard_batch({name: array for name, array in arrays.items() if name != NAMES}, mesh))
 
 
 def _counts(batch: PoseBatch) -> dict[str, Array]:

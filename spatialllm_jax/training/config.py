@@ -17,17 +17,45 @@ OBJECTIVES = ("next_token", "patch_words", "contrastive")
 FROZEN_DTYPES = ("float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
-class StageConfig:
-    """One stage of training.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What the training loop must know of a stage, whatever it trains.
 
     Attributes:
         name: folder of the stage within the run.
+        steps: number of updates.
+        optimizer: AdamW and its schedule.
+        save_every, log_every: in steps.
+        keep_last, keep_best: checkpoints that stay while the stage runs: the newest, and those of lowest loss.
+        max_skipped: non-finite steps tolerated before the run stops.
+    """
+
+    name: str
+    steps: int
+    optimizer: OptimizerConfig
+    save_every: int = 1000
+    log_every: int = 10
+    keep_last: int = 2
+    keep_best: int = 0
+    max_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1 or self.keep_best < 0:
+            raise UserError(f"stage {self.name!r}: keep_last must be at least 1 and keep_best not negative")
+        if self.save_every < 1 or self.log_every < 1:
+            raise UserError(f"stage {self.name!r}: save_every {self.save_every} and log_every {self.log_every} must be "
+                            "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig(Pace):
+    """One stage of training. With `keep_best` the best checkpoint becomes `model-best/` beside the last one's `model/`.
+
+    Attributes:
         objective: "next_token", "patch_words" or "contrastive".
         trainable: regular expression of the parameter paths that train.
-        steps: number of updates; 0 for one pass of sources that have counts.
+        steps: also 0, for one pass of sources that have counts.
         rows: static shapes of a batch.
-        optimizer: AdamW and its schedule.
         sources: data mixture, by name.
         template, system: chat template of the text; see `data.chat`.
         tokenizer: folder of the tokenizer of this stage's texts where it is not the run's: CLIP's own, for a
@@ -46,18 +74,11 @@ class StageConfig:
         loss_chunk: positions per chunk of the cross-entropy.
         contrast_chunk: under "contrastive", rows of logits that a device holds at a time; 0 holds the whole [B, B]
             matrix on every device, for batches of a few hundred.
-        save_every, log_every: in steps.
-        keep_last, keep_best: checkpoints that stay while the stage runs: the newest, and those of lowest loss. With
-            `keep_best` the best one becomes `model-best/` beside the last one's `model/`.
-        max_skipped: non-finite steps tolerated before the run stops.
     """
 
-    name: str
     objective: str
     trainable: str
-    steps: int
     rows: RowConfig
-    optimizer: OptimizerConfig
     sources: tuple[SourceConfig, ...]
     template: str = "llama3"
     system: str | None = None
@@ -72,13 +93,8 @@ class StageConfig:
     patch_weight: float = 0.0
     loss_chunk: int = 256
     contrast_chunk: int = 0
-    save_every: int = 1000
-    log_every: int = 10
-    keep_last: int = 2
-    keep_best: int = 0
-    max_skipped: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise UserError(f"stage {self.name!r}: unknown objective {self.objective!r}; "
                             f"choose one of {', '.join(OBJECTIVES)}")
@@ -87,8 +103,7 @@ class StageConfig:
             raise UserError(f"stage {self.name!r}: steps, batch_size and accumulate must be at least 1; only steps may "
                             "be 0, for one pass, where all sources have a count, and batch_size where rows.samples "
                             "is set")
-        if self.keep_last < 1 or self.keep_best < 0:
-            raise UserError(f"stage {self.name!r}: keep_last must be at least 1 and keep_best not negative")
+        super().__post_init__()
         if self.rows.batch_size % self.accumulate:
             raise UserError(f"stage {self.name!r}: batch_size {self.rows.batch_size} does not divide into "
                             f"{self.accumulate} micro-batches")

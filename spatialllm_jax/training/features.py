@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,10 +58,13 @@ def stored_features(model: ModelConfig, params: Mapping[str, jax.Array], splits:
 
 def features_key(model: ModelConfig, vision: Mapping[str, jax.Array], image_size: int, resize: str) -> str:
     """A digest of all that stored features depend on: weights, encoder configs, grid, resolution."""
-    digest = hashlib.sha256(json.dumps(
-        [store.config_to_json(model.vision), model.connector.grid, model.dtype, image_size, resize],
-        sort_keys=True).encode())
-    for path in sorted(vision):
-        digest.update(path.encode())
-        digest.update(np.asarray(vision[path]).tobytes())
-    return digest.hexdigest()
+    return digest([store.config_to_json(model.vision), model.connector.grid, model.dtype, image_size, resize], vision)
+
+
+def digest(settings: Sequence[Any], params: Mapping[str, Any]) -> str:
+    """Hexadecimal SHA-256 of settings (JSON) and flat parameters."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in sorted(params):
+        found.update(path.encode())
+        found.update(np.asarray(params[path]).tobytes())
+    return found.hexdigest()

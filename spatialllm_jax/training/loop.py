@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,34 +22,13 @@ from spatialllm_jax.parallel.mesh import shard_batch
 from spatialllm_jax.training import metrics as metrics_lib
 from spatialllm_jax.training import optimizer, profiling
 from spatialllm_jax.training.checkpoints import Checkpoints, check_room
-from spatialllm_jax.training.optimizer import OptimizerConfig
+from spatialllm_jax.training.config import Pace
 from spatialllm_jax.training.step import TrainState
 
 
-def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
+def to_device(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh, kind: Callable[..., Any] = Batch) -> Any:
     """Host rows of this process -> a global `Batch`, rows split over the data axes of the mesh."""
-    return Batch(**shard_batch({name: array for name, array in arrays.items() if name != pipeline.NAMES}, mesh))
-
-
-class Pace(Protocol):
-    """What the loop must know of a stage; the fields are those of `training.config.StageConfig`, and mean the same."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def keep_last(self) -> int: ...
-    @property
-    def keep_best(self) -> int: ...
-    @property
-    def max_skipped(self) -> int: ...
+    return kind(**shard_batch({name: array for name, array in arrays.items() if name != pipeline.NAMES}, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +37,12 @@ class Feed:
 
     Attributes:
         names: of the rows of what a step returns under "sources".
-        to_device: (host batch, mesh) -> the batch that a step takes; None makes a `Batch`.
+        batch: what a step takes, made from a host batch's arrays by name.
         counted: whether the stream counts what it leaves out (`data.pipeline.counts`), for the metrics.
     """
 
     names: Sequence[str]
-    to_device: Callable[[dict[str, np.ndarray], jax.sharding.Mesh], Any] | None = None
+    batch: Callable[..., Any] = Batch
     counted: bool = True
 
 
@@ -151,7 +130,7 @@ def run_stage(stage: Pace, state: TrainState, step_fn: Any, stream: Iterator[dic
                     with jax.profiler.TraceAnnotation("next batch"):
                         arrays = next(stream)
                     waited += time.monotonic() - began
-                    state, values = step_fn(state, (feed.to_device or to_device)(arrays, mesh))
+                    state, values = step_fn(state, to_device(arrays, mesh, feed.batch))
                 watch.profile.done(values)
                 pending.append(values)
                 rows.append(arrays.get(pipeline.NAMES, np.array([])))

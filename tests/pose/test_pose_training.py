@@ -16,6 +16,7 @@ from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.encoders import random_encoder
 from spatialllm_jax.models.presets import NANO_DINOV2, preset
 from spatialllm_jax.pose import estimator, features, objects, scoring, training
+from spatialllm_jax.training import loop
 from spatialllm_jax.training.loop import Watch
 from tests.pose import written
 
@@ -72,15 +73,15 @@ def test_it_learns_what_the_pictures_tell(trained):
 
 
 def test_resumed_to_the_bit(places, trained, tmp_path, monkeypatch):
-    calls, to_device = itertools.count(1), training._to_device
+    calls, to_device = itertools.count(1), loop.to_device
 
-    def disturbed(arrays, mesh):
+    def disturbed(*args):
         if next(calls) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
-        return to_device(arrays, mesh)
+        return to_device(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_to_device", disturbed)
+        patch.setattr(loop, "to_device", disturbed)
         with pytest.raises(Interrupted) as stopped:
             train(config(places), tmp_path / "run")
     assert stopped.value.step == 30 and not (tmp_path / "run" / "head" / "model").exists()
@@ -126,7 +127,7 @@ def test_the_estimator_gives_what_was_scored(places, trained):
 
 def test_features_stop_at_the_highest_layer_that_is_read(places):
     """Fewer blocks, the same tokens; CLS first, the map behind it."""
-    _, params = random_encoder, random_encoder(NANO_DINOV2, 0)
+    params = random_encoder(NANO_DINOV2, 0)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     both = features.PoseConfig(NANO_DINOV2, layers=(1, 2), grid=4)
     low = features.PoseConfig(NANO_DINOV2, layers=(1,), grid=4)

@@ -134,12 +134,12 @@ def test_resume_is_exact(tiny_dataset, tmp_path, one_device, monkeypatch, uninte
     number = signal.SIGTERM if how == "terminated" else signal.SIGINT
     to_device = loop.to_device
 
-    def disturbed(arrays, mesh):
+    def disturbed(*args):
         if next(calls) == 5:
             if how == "crashed":
                 raise Crash
             os.kill(os.getpid(), number)
-        return to_device(arrays, mesh)
+        return to_device(*args)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -217,10 +217,10 @@ def test_checkpoints_of_another_shape_are_named(tiny_dataset, tmp_path, one_devi
     tree = config(tiny_dataset, tmp_path)
     to_device, calls = loop.to_device, itertools.count(1)
 
-    def crash(arrays, mesh):
+    def crash(*args):
         if next(calls) == 5:
             raise Crash
-        return to_device(arrays, mesh)
+        return to_device(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "to_device", crash)
