@@ -56,11 +56,7 @@ def write_scene(root: Path, scene: Scene, extra: Iterable[Mapping[str, Any]] = (
     np.savez(buffer, annotations=np.array(entries, object))
     # The picture last: where it is, the annotation is.
     for part, suffix, content in (("annotations", "npz", buffer.getvalue()), ("images", "JPEG", scene.image.read())):
-        file = root / part / category / f"{scene.image.id}.{suffix}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(file)
+        write_whole(root / part / category / f"{scene.image.id}.{suffix}", content)
     return category
 
 
