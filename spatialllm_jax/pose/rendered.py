@@ -125,12 +125,11 @@ def _settle(root: Path, settings: Any) -> None:
     file = root / SETTINGS
     if file.exists() and json.loads(file.read_text()) != settings:
         raise UserError(f"{root} holds pictures of other settings ({SETTINGS}); choose another folder or delete it")
-    if not file.exists() and root.exists() and any(root.iterdir()):
+    if not file.exists() and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds something else; choose another folder")
     write_whole(file, json.dumps(settings, indent=1))
 
 
 def _credits(folder: str) -> str:
-    lines = [f"- {entry['name']} (`{entry['path']}`) by {entry['creator']}: {entry['licence']}"
-             for entry in meshes.credits(folder)]
-    return "# Credits\n\nThe pictures show models of Sweet Home 3D's furniture libraries:\n\n" + "\n".join(lines) + "\n"
+    return ("# Credits\n\nThe pictures show models of Sweet Home 3D's furniture libraries:\n\n"
+            f"{meshes.credit_list(folder)}\n")

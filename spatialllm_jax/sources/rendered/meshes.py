@@ -267,6 +267,12 @@ def credits(folder: str, categories: tuple[str, ...] | None = None) -> list[dict
             for model in models(folder) if categories is None or model.category in categories]
 
 
+def credit_list(folder: str) -> str:
+    """`credits` of a whole folder as a Markdown list."""
+    return "\n".join(f"- {entry['name']} (`{entry['path']}`) by {entry['creator']}: {entry['licence']}"
+                     for entry in credits(folder))
+
+
 @functools.lru_cache(maxsize=12)
 def in_split(folder: str, split: str) -> tuple[Model, ...]:
     """The models of "train" or "test", two parts that share none, or "all".
