@@ -78,6 +78,11 @@ class PoseData:
     train_limit: int = 0
     val_limit: int = 0
 
+    def __post_init__(self) -> None:
+        if self.train_limit < 0 or self.val_limit < 0:
+            raise UserError(f"config.data: train_limit {self.train_limit} and val_limit {self.val_limit} must not be "
+                            "negative; 0 takes all")
+
 
 @flax.struct.dataclass
 class PoseBatch:
@@ -159,6 +164,10 @@ def train(config: Mapping[str, Any], workdir: str | Path, *, open_weights: OpenW
     training = build(PoseTraining, {**config["training"], "optimizer": build(
         OptimizerConfig, config["training"]["optimizer"], "training.optimizer")}, "training")
     data = build(PoseData, config["data"], "data")
+    if not config["weights"]:
+        raise UserError("config.weights is empty; name a folder with a vision encoder: --config.weights=FOLDER")
+    if config["seed"] < 0:
+        raise UserError(f"config.seed {config['seed']} must not be negative")
     weights = open_weights(config["weights"], f"vision/{config['encoder']}" if config["encoder"] else "")
     encoder = resized(encoder_config(weights, config["encoder"]), config["image_size"])
     model = build(PoseConfig, {**config["model"], "encoder": encoder}, "model")

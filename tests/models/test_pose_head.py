@@ -54,24 +54,17 @@ def test_one_bin_is_its_middle(angles):
     assert found.confidence[0] == pytest.approx(1.0)
 
 
-def test_mass_on_neighbours_is_averaged_over_the_seam():
-    """A quarter of the azimuth's mass at 357.5, three at 2.5: 1.25, not the mean of the numbers."""
+@pytest.mark.parametrize("masses, answer, sure", [
+    # A quarter of the azimuth's mass at 357.5, three at 2.5: averaged over the seam, not the mean of the numbers.
+    ({0: 0.75, 71: 0.25}, pytest.approx(1.25, abs=1e-3), pytest.approx(1.0, abs=1e-4)),
+    # 60 % front, 40 % back are not averaged: the front, at a confidence of 60 %.
+    ({0: 0.6, 36: 0.4}, pytest.approx(2.5, abs=1e-3), pytest.approx(0.6, abs=1e-3))])
+def test_mass_on_two_bins(masses, answer, sure):
     logits = np.full(180, -40.0)
-    logits[[0, 71]] = np.log([0.75, 0.25])
+    logits[list(masses)] = np.log(list(masses.values()))
     logits[72 + 18], logits[108 + 36] = 10, 10
     found = estimate(jnp.asarray(logits[None]), CONFIG)
-    assert found.angles[0, 0] == pytest.approx(1.25, abs=1e-3)
-    assert found.confidence[0] == pytest.approx(1.0, abs=1e-4)
-
-
-def test_two_answers_are_not_averaged():
-    """60 % front, 40 % back: the front, at a confidence of 60 %."""
-    logits = np.full(180, -40.0)
-    logits[[0, 36]] = np.log([0.6, 0.4])
-    logits[72 + 18], logits[108 + 36] = 10, 10
-    found = estimate(jnp.asarray(logits[None]), CONFIG)
-    assert found.angles[0, 0] == pytest.approx(2.5, abs=1e-3)
-    assert found.confidence[0] == pytest.approx(0.6, abs=1e-3)
+    assert found.angles[0, 0] == answer and found.confidence[0] == sure
 
 
 def test_soft_targets():
