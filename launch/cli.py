@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from spatialllm_jax.errors import Interrupted, UserError
@@ -23,6 +24,15 @@ def parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
     result.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return result
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raises UserError where no file can be written at `path`; for before long work. Makes nothing."""
+    file = Path(path)
+    above = next((folder for folder in file.parents if folder.exists()), file)
+    if file.is_dir() or not above.is_dir():
+        raise UserError(f"{flag} {path} cannot be a file: {file if file.is_dir() else above} is "
+                        f"{'a folder' if file.is_dir() else 'no folder'}; name another one")
 
 
 def machine_flags(parser: argparse.ArgumentParser, traced: str) -> None:

@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch import cli
+from launch import cli, fetch_assets
 from launch import config as configs
-from launch.fetch_assets import ASSETS
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.whole_files import write_whole
 
@@ -46,13 +45,11 @@ def main(argv: list[str]) -> Mapping[str, Any]:
     one.add_argument("--image", required=True, help="picture")
     one.add_argument("--box", action="append", required=True, metavar="X1,Y1,X2,Y2", help="pixels; may be repeated")
     demo = commands.add_parser("demo", help="render, train with real and with random features, compare")
-    demo.add_argument("--assets", default=os.environ.get("SPATIALLLM_ASSETS", "assets"),
+    demo.add_argument("--assets", default=str(fetch_assets.folder()),
                       help="folder that launch.fetch_assets filled (dinov2, meshes)")
     demo.add_argument("--out", default="runs/pose", help="folder of the run")
-    demo.add_argument("--count", default="train=2000,val=500", help="pictures")
     demo.add_argument("--steps", type=int, default=800, help="updates of each head")
-    demo.add_argument("--seed", type=int, default=0, help="of pictures, weights and data order")
-    demo.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
+    _picture_flags(demo, "pictures, weights and data order")
     for command in (scored, one, demo, commands.choices["render"]):
         command.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args(argv)
@@ -65,21 +62,27 @@ def _render_flags(parser: argparse.ArgumentParser) -> None:
                                          "(launch.fetch_assets --only meshes); left out, all objects are procedural")
     parser.add_argument("--assets", default="both", choices=("both", "sweethome3d", "procedural"),
                         help="what the train pictures show, where there are meshes; val shows meshes alone")
-    parser.add_argument("--count", default="train=2000,val=500", help="pictures")
     parser.add_argument("--categories", default="", help="comma-separated; all that have a front, if left out")
     parser.add_argument("--image-size", type=int, default=224, help="side in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    _picture_flags(parser, "the scenes")
+
+
+def _picture_flags(parser: argparse.ArgumentParser, seeded: str) -> None:
+    parser.add_argument("--count", default="train=2000,val=500", help="pictures")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seeded}")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
 
 
-def _counts(text: str) -> dict[str, int]:
-    """Split -> pictures, val first: a folder is of use as soon as its lists are there."""
+def _counts(args: argparse.Namespace) -> dict[str, int]:
+    """Split -> pictures, val first: a folder is of use as soon as its lists are there. Checks `_picture_flags`."""
+    if args.workers < 1 or args.seed < 0:
+        raise UserError(f"--workers {args.workers} must be at least 1 and --seed {args.seed} not negative")
     try:
-        pairs = {key: int(value) for key, value in (part.split("=") for part in text.split(","))}
-        if not pairs or min(pairs.values()) < 1:
+        pairs = {key: int(value) for key, value in (part.split("=") for part in args.count.split(","))}
+        if min(pairs.values()) < 1:
             raise ValueError
     except ValueError:
-        raise UserError(f"--count {text!r} must be train=NUMBER,val=NUMBER with positive numbers") from None
+        raise UserError(f"--count {args.count!r} must be train=NUMBER,val=NUMBER with positive numbers") from None
     return dict(sorted(pairs.items(), reverse=True))
 
 
@@ -90,7 +93,7 @@ def _libraries(folder: str) -> Path:
     given = Path(folder)
     if any(given.glob("*.sh3f")):
         return given
-    package = given / ASSETS["meshes"].file
+    package = given / fetch_assets.ASSETS["meshes"].file
     if not package.is_file():
         raise UserError(f"{folder} holds neither .sh3f files nor {package.name}; fetch it with python -m "
                         f"launch.fetch_assets --only meshes --out {folder}")
@@ -102,9 +105,9 @@ def _render(args: argparse.Namespace) -> dict[str, Any]:
     from spatialllm_jax.pose import rendered
     from spatialllm_jax.sources.rendered.config import RenderConfig
 
-    if args.workers < 1 or args.seed < 0:
-        raise UserError(f"--workers {args.workers} must be at least 1 and --seed {args.seed} not negative")
-    counts = _counts(args.count)
+    counts = _counts(args)
+    if args.assets == "sweethome3d" and not args.meshes:
+        raise UserError("--assets sweethome3d shows meshes only; name their folder with --meshes")
     where: dict[str, Any] = {"assets": "procedural"}
     if args.meshes:
         folder = _libraries(args.meshes)
@@ -125,6 +128,8 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.limit < 0:
         raise UserError(f"--limit {args.limit} is negative; give a number of objects, or 0 for all")
+    if args.out:
+        cli.check_file("--out", args.out)
     loaded = estimator.load(args.model, args.batch_size)
     found = objects.read(args.data, args.split, limit=args.limit)
     angles, confidence = [], []
@@ -156,6 +161,11 @@ def _estimate(args: argparse.Namespace) -> dict[str, Any]:
         picture = images.decode(Path(args.image).read_bytes(), args.image)
     except OSError as error:
         raise UserError(f"--image {args.image} cannot be read: {error.strerror or error}") from None
+    height, width = picture.shape[:2]
+    for text, box in zip(args.box, boxes, strict=True):
+        if max(map(abs, box)) > 4 * max(height, width):
+            raise UserError(f"--box {text} reaches far out of a picture of {width} x {height} pixels; give X1,Y1,X2,Y2 "
+                            "in pixels")
     poses = estimator.load(args.model, len(boxes)).estimate_boxes(picture, boxes)
     for box, (azimuth, elevation, theta), sure in zip(args.box, poses.angles, poses.confidence, strict=True):
         print(f"{box}: azimuth {azimuth:.0f}, elevation {elevation:.0f}, theta {theta:.0f} degrees, "
@@ -165,23 +175,25 @@ def _estimate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is there already is reused; an interrupted demo goes on where it stopped."""
-    from launch.tiny_rows import Clock, check_writable, same_settings
+    from launch.tiny_rows import Clock, Plan, check_writable, provide_dinov2, same_settings
 
     assets, out = Path(args.assets), Path(args.out)
+    dinov2, libraries = (assets / fetch_assets.ASSETS[name].file for name in ("dinov2", "meshes"))
     if args.steps < 1:
         raise UserError(f"--steps {args.steps} must be at least 1")
-    _counts(args.count)
-    for name in ("dinov2", "meshes"):
-        if not (assets / ASSETS[name].file).is_file():
-            raise UserError(f"{assets / ASSETS[name].file} does not exist; fetch it with python -m launch.fetch_assets "
-                            f"--only dinov2,meshes --out {assets}")
+    if set(_counts(args)) != {"train", "val"}:
+        raise UserError(f"--count {args.count!r}: the demo trains and scores; give both, train=NUMBER,val=NUMBER")
+    for file in (dinov2, libraries):
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; fetch it with python -m launch.fetch_assets --only dinov2,meshes "
+                            f"--out {assets}")
     check_writable(out)
     same_settings(out / "pose.json", {"count": args.count, "steps": args.steps, "seed": args.seed})
     spent, results = Clock(out / "clock.json", 4), {}
     spent("pictures of Sweet Home 3D's and procedural objects", lambda: main([
         "render", "--out", str(out / "data"), "--meshes", str(assets), "--count", args.count, "--seed", str(args.seed),
         "--workers", str(args.workers)]))
-    spent("DINOv2 weights", lambda: _weights(assets, out / "weights" / "dinov2-vit-s14"))
+    spent("DINOv2 weights", lambda: provide_dinov2(Plan(out, 1.0, args.seed, str(dinov2), args.workers)))
     spent("a head on trained features", lambda: results.update({"trained features": _train(args, out, random=False)}))
     spent("a head on random features", lambda: results.update({"random features": _train(args, out, random=True)}))
     from spatialllm_jax.pose.scoring import table
@@ -194,13 +206,6 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     print(f"\nnever-seen meshes\n{text}\n\n{summary['minutes']} minutes in all runs of {out}; estimator: "
           f"{out / 'trained-features' / 'head' / 'model'}")
     return summary
-
-
-def _weights(assets: Path, target: Path) -> None:
-    from convert import dinov2_hub
-
-    if not (target / "config.json").exists():
-        print(f"      {dinov2_hub.provide(str(assets / ASSETS['dinov2'].file), target, assets)}")
 
 
 def _train(args: argparse.Namespace, out: Path, random: bool) -> Any:

@@ -56,14 +56,19 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--grid {args.grid} must be at least 1")
     if bool(args.encoders) == bool(args.weights):
         raise UserError("give either --encoders, to compare encoders, or --weights, to compare the layers of one")
+    if args.page:
+        cli.check_file("--page", args.page)
     wanted = _encoders(args.encoders) if args.encoders else {args.encoder: (args.weights, None)}
     mixes = _mixes(args.mixes, wanted)
 
     from spatialllm_jax.data.storage import open_split
     from spatialllm_jax.evaluation.probe import compare, table
 
-    encoders = [_load(name, source, layers if args.weights else () if layer is None else (layer,), args.image_size,
-                      args.seed) for name, (source, layer) in wanted.items()]
+    if args.weights:
+        encoders = [_load(args.encoder, args.weights, args.encoder, layers, args.image_size, args.seed)]
+    else:
+        encoders = [_load(name, source, "", () if layer is None else (layer,), args.image_size, args.seed)
+                    for name, (source, layer) in wanted.items()]
     source = open_split(args.data, args.split)
     records = [source[index] for index in range(min(args.limit, len(source)))]
     scores = compare(encoders, mixes, records, grid=args.grid)
@@ -80,7 +85,7 @@ def _encoders(text: str) -> dict[str, tuple[str, int | None]]:
     for part in text.split(","):
         name, _, source = part.strip().partition("=")
         source, _, layer = source.partition("@")
-        if not name or not source or name in found or name == "box" or "+" in name:
+        if not name or not source.removeprefix(RANDOM) or name in found or name == "box" or "+" in name:
             raise UserError(f"--encoders {part!r}: write NAME=FOLDER or NAME=FOLDER@LAYER, every name once, none of "
                             "them box and none with a plus")
         try:
@@ -105,7 +110,8 @@ def _mixes(text: str, wanted: Mapping[str, tuple[str, int | None]]) -> list[tupl
     return mixes
 
 
-def _load(name: str, source: str, layers: tuple[int, ...], image_size: int, seed: int) -> Any:
+def _load(name: str, source: str, inside: str, layers: tuple[int, ...], image_size: int, seed: int) -> Any:
+    """The encoder that `source` calls `inside`; where that is "", its only one, else the one called `name`."""
     from convert.folders import open_weights
     from spatialllm_jax.evaluation.probe import Encoder
     from spatialllm_jax.models.encoders import encoder_config, encoders_of, load_encoder, random_encoder, resized
@@ -117,8 +123,8 @@ def _load(name: str, source: str, layers: tuple[int, ...], image_size: int, seed
         weights = Weights(f"preset {where}", preset(where), {}, lambda targets: {})
     else:
         weights = open_weights(where, f"vision/{name}")
-    # The label may be any word where the folder has a single encoder.
-    inside = "" if len(encoders_of(weights.config)) == 1 else name
+    if len(encoders_of(weights.config)) != 1:
+        inside = inside or name
     if source == where:
         config, params = load_encoder(weights, inside, image_size=image_size)
     else:

@@ -79,6 +79,8 @@ class Encoder:
         depth = self.config.depth
         if wrong := [layer for layer in self.layers if not -depth - 1 <= layer <= depth]:
             raise UserError(f"layer {wrong[0]} does not exist: {self.config.name} has hidden states 0 to {depth}")
+        if twice := [layer for layer in self.layers if self.layers.count(layer) > 1]:
+            raise UserError(f"layer {twice[0]} of {self.config.name} is named twice; name every layer once")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import probe
+from spatialllm_jax.models.encoders import random_encoder
 from spatialllm_jax.models.presets import preset
-from spatialllm_jax.models.spatialllm import VisionTowers, init_params
+from spatialllm_jax.models.spatialllm import VisionTowers
 from tests.conftest import tiny_records
 from tests.data.test_patch_words import record, thing
 
@@ -88,16 +88,17 @@ def test_the_peak_between_bins():
 
 def test_too_few_objects_are_named():
     encoder = preset("nano").vision[1]
-    params = init_params(preset("nano"), jax.random.key(0))["vision"][encoder.name]
     plain = tiny_records("train", 4)
-    eye = probe.Encoder("eye", encoder, params, (1,))
+    eye = probe.Encoder("eye", encoder, {}, (1,))       # no picture is encoded
     with pytest.raises(UserError, match="has no scene"):
         probe.compare([eye], [], plain)
     scene = record([thing("cat", (0, 0, 9, 9), (0, 0, 2), 0.0)], 24, 20).scene
     with pytest.raises(UserError, match="too few objects"):
         probe.compare([eye], [], [dataclasses.replace(item, scene=scene) for item in plain])
     with pytest.raises(UserError, match="layer 3 does not exist: dinov2 has hidden states 0 to 2"):
-        probe.Encoder("eye", encoder, params, (3,))
+        probe.Encoder("eye", encoder, {}, (3,))
+    with pytest.raises(UserError, match="layer 1 of dinov2 is named twice"):
+        probe.Encoder("eye", encoder, {}, (1, 2, 1))
     with pytest.raises(UserError, match=r"mix eye\+ear: 'ear' is none of the encoders eye"):
         probe.compare([eye], [("eye", "ear")], plain)
 
@@ -105,7 +106,7 @@ def test_too_few_objects_are_named():
 def test_a_mix_is_its_encoders_side_by_side():
     """Features of a mix are the cells of the connector's own channel concatenation, in another order of columns."""
     config = preset("nano")
-    params = init_params(config, jax.random.key(0))["vision"]
+    params = {v.name: random_encoder(v, 0) for v in config.vision}
     item = record([thing("cat", (4, 4, 60, 70), (0, 0, 2), 0.0)])
     item = dataclasses.replace(item, image=tiny_records("train", 1)[0].image)
     objects = probe.labelled_objects([item])
@@ -120,7 +121,7 @@ def test_a_mix_is_its_encoders_side_by_side():
 def test_layers_are_the_encoders_own_features():
     """Every layer's features are those that the model would use with that `feature_layer`."""
     config = preset("nano").vision[1]
-    params = init_params(preset("nano"), jax.random.key(0))["vision"][config.name]
+    params = random_encoder(config, 0)
     records = tiny_records("train", 5)
     (start, found), = probe._encoded(config, params, records, [1, -1])
     assert start == 0 and found.shape[:2] == (2, probe._BATCH)
