@@ -2,16 +2,16 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import probe
-from spatialllm_jax.models.encoders import random_encoder
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import VisionTowers
-from tests.conftest import tiny_records
+from tests.conftest import random_params, tiny_records
 from tests.data.test_patch_words import record, thing
 
 
@@ -106,14 +106,14 @@ def test_too_few_objects_are_named():
 def test_a_mix_is_its_encoders_side_by_side():
     """Features of a mix are the cells of the connector's own channel concatenation, in another order of columns."""
     config = preset("nano")
-    params = {v.name: random_encoder(v, 0) for v in config.vision}
+    params = random_params(config)["vision"]
     item = record([thing("cat", (4, 4, 60, 70), (0, 0, 2), 0.0)])
     item = dataclasses.replace(item, image=tiny_records("train", 1)[0].image)
     objects = probe.labelled_objects([item])
     parts = [probe.encode(probe.Encoder(v.name, v, params[v.name], (-2,)), [item], objects, 4)[-2]
              for v in config.vision]
     towers = VisionTowers(config.vision, 4, "float32", "none", None)
-    mixed = towers.apply({"params": params}, images.load(item.image, 16)[None])[0]
+    mixed = jax.jit(towers.apply)({"params": params}, images.load(item.image, 16)[None])[0]
     expected = probe.box_features(np.asarray(mixed), objects[0].box)
     np.testing.assert_allclose(np.sort(np.concatenate(parts, axis=1)[0]), np.sort(expected), atol=1e-5)
 
@@ -121,12 +121,12 @@ def test_a_mix_is_its_encoders_side_by_side():
 def test_layers_are_the_encoders_own_features():
     """Every layer's features are those that the model would use with that `feature_layer`."""
     config = preset("nano").vision[1]
-    params = random_encoder(config, 0)
+    params = random_params(preset("nano"))["vision"][config.name]
     records = tiny_records("train", 5)
     (start, found), = probe._encoded(config, params, records, [1, -1])
     assert start == 0 and found.shape[:2] == (2, probe._BATCH)
     pixels = np.stack([images.load(item.image, config.image_size, name="x") for item in records])
     for layer, values in zip((1, -1), found, strict=True):
         encoder = VisionTowers((dataclasses.replace(config, feature_layer=layer),), 4, "float32", "none", None)
-        expected = encoder.apply({"params": {config.name: params}}, pixels)
+        expected = jax.jit(encoder.apply)({"params": {config.name: params}}, pixels)
         np.testing.assert_allclose(values[:5], expected, atol=1e-5)

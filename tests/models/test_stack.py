@@ -1,6 +1,7 @@
 """Remat policies: the same numbers whatever is kept, what each keeps and makes again, and who keeps nothing."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -32,18 +33,23 @@ def llama_loss(config, remat, attention, length, dtype=jnp.float32):
     return loss
 
 
-def test_values_and_gradients_are_those_without_remat():
+@pytest.fixture(scope="module")
+def value_and_gradients():
+    """A function from policy and attention to the loss and gradients of the nano language model."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, NANO.llm.width)), jnp.float32)
     params = random_params(NANO)["llm"]
+    return functools.cache(lambda remat, attention="xla": jax.jit(jax.value_and_grad(
+        llama_loss(NANO.llm, remat, attention, 20)))(params, x))
 
-    def run(remat, attention="xla"):
-        return jax.jit(jax.value_and_grad(llama_loss(NANO.llm, remat, attention, 20)))(params, x)
 
-    plain = run("none")
-    for remat, attention in [("full", "xla"), ("selective_light", "xla"), ("selective", "xla"), ("offload", "xla"),
-                             ("save:attention_out,attention_lse", "flash")]:
-        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(run(remat, attention)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max(), err_msg=remat)
+@pytest.mark.parametrize("remat, attention", [
+    ("selective", "xla"), ("offload", "xla"), ("save:attention_out,attention_lse", "flash"),
+    pytest.param("full", "xla", marks=pytest.mark.slow),
+    pytest.param("selective_light", "xla", marks=pytest.mark.slow)])
+def test_values_and_gradients_are_those_without_remat(value_and_gradients, remat, attention):
+    plain, found = value_and_gradients("none"), value_and_gradients(remat, attention)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
 
 
 def operations(jaxpr):

@@ -13,11 +13,12 @@ from spatialllm_jax.data import images
 from spatialllm_jax.errors import Interrupted, UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.models.config import ModelConfig
-from spatialllm_jax.models.encoders import random_encoder
 from spatialllm_jax.models.presets import NANO_DINOV2, preset
 from spatialllm_jax.pose import estimator, features, objects, scoring, training
 from spatialllm_jax.training import loop
 from spatialllm_jax.training.loop import Watch
+from tests.compiled import compilation_cache  # noqa: F401
+from tests.conftest import random_params
 from tests.pose import written
 
 
@@ -26,7 +27,7 @@ def places(tmp_path_factory):
     """Data, and a model folder with a random nano encoder."""
     root = tmp_path_factory.mktemp("pose")
     config: ModelConfig = preset("nano").replace(vision=(NANO_DINOV2,))
-    store.save_model(root / "weights", config, {"vision": {"dinov2": random_encoder(NANO_DINOV2, 0)}})
+    store.save_model(root / "weights", config, {"vision": random_params(config)["vision"]})
     return {"data": written.write(root / "data"), "weights": str(root / "weights"), "root": root}
 
 
@@ -127,7 +128,7 @@ def test_the_estimator_gives_what_was_scored(places, trained):
 
 def test_features_stop_at_the_highest_layer_that_is_read(places):
     """Fewer blocks, the same tokens; CLS first, the map behind it."""
-    params = random_encoder(NANO_DINOV2, 0)
+    params = random_params(preset("nano"))["vision"]["dinov2"]
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     both = features.PoseConfig(NANO_DINOV2, layers=(1, 2), grid=4)
     low = features.PoseConfig(NANO_DINOV2, layers=(1,), grid=4)

@@ -1,6 +1,7 @@
 """Each real implementation loads a saved random model of its class and runs; what is missing or wrong is told."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -24,6 +25,7 @@ from spatialllm_jax.sources.pseudo_labels.models.detection import (  # noqa: E40
 from spatialllm_jax.sources.pseudo_labels.models.opening import open_estimators  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.orient_anything import OrientAnything, angles_of  # noqa: E402
 from spatialllm_jax.sources.pseudo_labels.models.segmentation import SegmentAnything  # noqa: E402
+from tests.conftest import random_params  # noqa: E402
 
 WORDS = ("car", "traffic light", "dog", "chair")
 
@@ -170,24 +172,27 @@ def test_orient_anything_loads_its_own_format(models, picture):
     assert [(o.azimuth, o.elevation, o.theta) for o in together] == [(o.azimuth, o.elevation, o.theta) for o in alone]
 
 
-def test_the_projects_own_estimator_takes_part(models, picture, tmp_path):
+def test_the_projects_own_estimator_takes_part(models, picture, tmp_path, monkeypatch):
     """A model folder as `configs/pose.py` leaves it: what its estimator says of the boxes asked, and no more."""
     import jax
     import jax.numpy as jnp
 
     from launch import pseudo_estimators
     from spatialllm_jax.models import pose, store
-    from spatialllm_jax.models.encoders import random_encoder
-    from spatialllm_jax.models.presets import NANO_DINOV2
+    from spatialllm_jax.models.presets import NANO_DINOV2, preset
     from spatialllm_jax.pose import estimator
 
+    monkeypatch.setattr(estimator, "load", functools.cache(estimator.load))     # one program, in what it opens and here
     shape = pose.PoseConfig(NANO_DINOV2, layers=(1, -1), grid=2, width=8, hidden=16)
-    head = pose.PoseHead(shape).init(jax.random.key(0), jnp.zeros((1, shape.num_tokens, shape.channels)))["params"]
-    store.save_model(tmp_path / "pose", shape, {"encoder": random_encoder(NANO_DINOV2, 0), "head": head})
+    rng, tokens = np.random.default_rng(0), jnp.zeros((1, shape.num_tokens, shape.channels))
+    head = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+                        jax.eval_shape(pose.PoseHead(shape).init, jax.random.key(0), tokens)["params"])
+    store.save_model(tmp_path / "pose", shape, {
+        "encoder": random_params(preset("nano"))["vision"]["dinov2"], "head": head})
     config = dataclasses.replace(config_of(models, orientation=str(tmp_path / "pose")), fronts=("dog",))
     boxes = np.array([[0.0, 0, 9, 9], [10, 10, 50, 90], [30, 20, 60, 70]])
     found = pseudo_estimators.open_estimators(config).orientation.orient(picture, boxes, ["car", "dog", "dog"])
-    said = estimator.load(tmp_path / "pose").estimate_boxes(picture, boxes[1:])
+    said = estimator.load(str(tmp_path / "pose")).estimate_boxes(picture, boxes[1:])
     assert found == [None, *(Orientation(*angles, float(sure)) for angles, sure in zip(
         said.angles.tolist(), said.confidence, strict=True))]
     assert found[1] != found[2]

@@ -22,8 +22,9 @@ from spatialllm_jax.parallel.mesh import make_mesh
 from spatialllm_jax.training import frozen, initial, loop, optimizer, program, run
 from spatialllm_jax.training.config import stage_config
 from spatialllm_jax.training.partition import flatten, split, unflatten
+from tests.compiled import compilation_cache  # noqa: F401
 from tests.conftest import random_params
-from tests.training.test_run import compilation_cache, config, losses, train  # noqa: F401
+from tests.training.test_run import config, losses, train
 
 LORA = {"rank": 4, "alpha": 8.0}
 QLORA = {"steps": 20, "trainable": "connector|llm/.*lora_", "llm_lora": LORA, "log_every": 1,

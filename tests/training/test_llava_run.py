@@ -2,12 +2,12 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from spatialllm_jax.training import loop, run
+from tests.compiled import compilation_cache  # noqa: F401
 
 
 def talk(*values):
@@ -24,14 +24,6 @@ def llava(tmp_path):
             "<image>\nHow bright?", "dark" if index < 15 else "bright", "Sure?", "yes")})
     (tmp_path / "data" / "mix.json").write_text(json.dumps(entries))
     return str(tmp_path / "data" / "mix.json")
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Compiling is nearly all the time spent here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_one_pass_of_packed_rows(llava, tmp_path):

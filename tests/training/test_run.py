@@ -15,6 +15,7 @@ from spatialllm_jax.errors import Interrupted, UserError
 from spatialllm_jax.models import store
 from spatialllm_jax.parallel.mesh import make_mesh
 from spatialllm_jax.training import loop, run
+from tests.compiled import compilation_cache  # noqa: F401
 
 GENERAL = {"colour": 1.0, "closer_to_camera": 1.0}
 
@@ -34,18 +35,6 @@ def config(folder, tmp_path, **stages):
             "weights": {}, "tokenizer": "", "features": str(tmp_path / "features"), "mesh": {"data": -1},
             "stages": {name: {**copy.deepcopy(common), "sources": {"hand": source(folder, GENERAL)}, **stage}
                        for name, stage in stages.items()}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """The same programs are built many times here; only the first time costs."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_disable_most_optimizations", True)   # compiling is nearly all the time spent here
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture
