@@ -5,7 +5,7 @@ which side of an object faces the camera, its azimuth, its distance, which of tw
 
     --encoders clip=runs/clip/model,dinov2=weights/dinov2-l@18    several encoders (@ a hidden state), and their mixes
     --encoders mae=random:tiny_clip_mae,chance=random:weights/dinov2-l    random weights of a preset's or folder's shape
-    --weights FOLDER --encoder dinov2 --layers 6,11               the layers of one encoder, to choose `feature_layer`
+    --encoders dinov2=weights/dinov2-l@12@18@23                   hidden states of one, to choose `feature_layer`
 """
 
 from __future__ import annotations
@@ -28,15 +28,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="dataset folder written by launch.generate")
     parser.add_argument("--split", default="train", help="split of the dataset")
-    parser.add_argument("--encoders", default="", metavar="NAME=FOLDER[@LAYER],...",
-                        help="encoders to compare: model or transformers folders, or random:PRESET, random:FOLDER; the "
-                             "layer is the one a connector would see, if none is written")
+    parser.add_argument("--encoders", required=True, metavar="NAME=FOLDER[@LAYER...],...",
+                        help="encoders to compare: model or transformers folders, or random:PRESET, random:FOLDER; "
+                             "layers are hidden states, 0 = embeddings, -2 = LLaVA's, all read in one pass; the one a "
+                             "connector would see, if none is written")
     parser.add_argument("--mixes", default="auto", metavar="NAME+NAME,...",
-                        help="encoders side by side; auto: all pairs without random weights, none: none")
-    parser.add_argument("--weights", help="model folder with a vision encoder, to compare its layers")
-    parser.add_argument("--encoder", default="dinov2", help="name of the encoder in --weights")
-    parser.add_argument("--layers", default="6,11", help="of --weights: comma-separated hidden states, 0 = embeddings, "
-                        "-2 = LLaVA's")
+                        help="encoders side by side, each at its first layer; auto: all pairs without random weights, "
+                             "none: none")
     parser.add_argument("--image-size", type=int, default=0, help="side in pixels at which pictures are encoded; "
                         "0: each encoder's own (518 for DINOv2), which is slow")
     parser.add_argument("--grid", type=int, default=12, help="side of the map that all encoders are resampled to")
@@ -44,31 +42,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="of random weights")
     parser.add_argument("--page", help="HTML file to write, with bars")
     args = parser.parse_args(argv)
-    try:
-        layers = tuple(int(part) for part in args.layers.split(","))
-    except ValueError:
-        raise UserError(f"--layers {args.layers} is not a list of whole numbers such as 6,11") from None
     if args.image_size < 0:
         raise UserError(f"--image-size {args.image_size} is negative; give pixels, or 0 for the encoder's own")
     if args.limit < 5:
         raise UserError(f"--limit {args.limit} leaves nothing to hold out; give at least 5 images")
     if args.grid < 1:
         raise UserError(f"--grid {args.grid} must be at least 1")
-    if bool(args.encoders) == bool(args.weights):
-        raise UserError("give either --encoders, to compare encoders, or --weights, to compare the layers of one")
     if args.page:
         cli.check_file("--page", args.page)
-    wanted = _encoders(args.encoders) if args.encoders else {args.encoder: (args.weights, None)}
+    wanted = _encoders(args.encoders)
     mixes = _mixes(args.mixes, wanted)
 
     from spatialllm_jax.data.storage import open_split
     from spatialllm_jax.evaluation.probe import compare, table
 
-    if args.weights:
-        encoders = [_load(args.encoder, args.weights, args.encoder, layers, args.image_size, args.seed)]
-    else:
-        encoders = [_load(name, source, "", () if layer is None else (layer,), args.image_size, args.seed)
-                    for name, (source, layer) in wanted.items()]
+    encoders = [_load(name, source, layers, args.image_size, args.seed) for name, (source, layers) in wanted.items()]
     source = open_split(args.data, args.split)
     records = [source[index] for index in range(min(args.limit, len(source)))]
     scores = compare(encoders, mixes, records, grid=args.grid)
@@ -79,23 +67,23 @@ def main(argv: list[str]) -> dict[str, Any]:
             "scores": {name: found.as_dict() for name, found in scores.items()}}
 
 
-def _encoders(text: str) -> dict[str, tuple[str, int | None]]:
-    """Name -> (folder or random:..., layer or None)."""
-    found: dict[str, tuple[str, int | None]] = {}
+def _encoders(text: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (folder or random:..., layers)."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for part in text.split(","):
         name, _, source = part.strip().partition("=")
-        source, _, layer = source.partition("@")
+        source, *layers = source.split("@")
         if not name or not source.removeprefix(RANDOM) or name in found or name == "box" or "+" in name:
             raise UserError(f"--encoders {part!r}: write NAME=FOLDER or NAME=FOLDER@LAYER, every name once, none of "
                             "them box and none with a plus")
         try:
-            found[name] = source, int(layer) if layer else None
+            found[name] = source, tuple(int(layer) for layer in layers)
         except ValueError:
-            raise UserError(f"--encoders {part!r}: {layer!r} is no hidden state; give a whole number") from None
+            raise UserError(f"--encoders {part!r}: hidden states are whole numbers, as in NAME=FOLDER@6@11") from None
     return found
 
 
-def _mixes(text: str, wanted: Mapping[str, tuple[str, int | None]]) -> list[tuple[str, ...]]:
+def _mixes(text: str, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[tuple[str, ...]]:
     if text == "none":
         return []
     if text == "auto":
@@ -110,8 +98,8 @@ def _mixes(text: str, wanted: Mapping[str, tuple[str, int | None]]) -> list[tupl
     return mixes
 
 
-def _load(name: str, source: str, inside: str, layers: tuple[int, ...], image_size: int, seed: int) -> Any:
-    """The encoder that `source` calls `inside`; where that is "", its only one, else the one called `name`."""
+def _load(name: str, source: str, layers: tuple[int, ...], image_size: int, seed: int) -> Any:
+    """The only encoder of `source`, or the one of several that is called `name`."""
     from convert.folders import open_weights
     from spatialllm_jax.evaluation.probe import Encoder
     from spatialllm_jax.models.encoders import encoder_config, encoders_of, load_encoder, random_encoder, resized
@@ -123,8 +111,7 @@ def _load(name: str, source: str, inside: str, layers: tuple[int, ...], image_si
         weights = Weights(f"preset {where}", preset(where), {}, lambda targets: {})
     else:
         weights = open_weights(where, f"vision/{name}")
-    if len(encoders_of(weights.config)) != 1:
-        inside = inside or name
+    inside = "" if len(encoders_of(weights.config)) == 1 else name
     if source == where:
         config, params = load_encoder(weights, inside, image_size=image_size)
     else:

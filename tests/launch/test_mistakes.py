@@ -65,10 +65,9 @@ CASES = {
     "unknown form": ("launch.generate", ["--dataset", "captions", "--forms", "maybe", "--out", "{out}/x"], "maybe"),
     "unknown machine": ("launch.train", [ROADMAP, "--dry-run", "--assume=abacus:8:0.4"], "abacus"),
     "unknown asset": ("launch.fetch_assets", ["--only", "dinov9", "--out", "{out}/x"], "dinov9"),
-    "bad layers": ("launch.probe", ["--weights", "w", "--data", "d", "--layers", "six"], "--layers six"),
-    "bad picture size": ("launch.probe", ["--weights", "w", "--data", "d", "--image-size", "-14"], "--image-size -14"),
-    "nothing to probe": ("launch.probe", ["--weights", "w", "--data", "d", "--limit", "0"], "--limit 0"),
-    "encoders or weights": ("launch.probe", ["--data", "d"], "either --encoders"),
+    "bad layers": ("launch.probe", ["--encoders", "a=w@6@six", "--data", "d"], "--encoders 'a=w@6@six'"),
+    "bad picture size": ("launch.probe", ["--encoders", "a=w", "--data", "d", "--image-size", "-14"], "-14 is neg"),
+    "nothing to probe": ("launch.probe", ["--encoders", "a=w", "--data", "d", "--limit", "0"], "--limit 0"),
     "an encoder without folder": ("launch.probe", ["--data", "d", "--encoders", "clip"], "--encoders 'clip'"),
     "an unknown mix": ("launch.probe", ["--data", "d", "--encoders", "clip=w", "--mixes", "clip+mae"], "'mae' is none"),
     "unknown pose config": ("launch.train", ["--config=configs/pose.py:photos"], "unknown pose config 'photos'"),
@@ -79,7 +78,7 @@ CASES = {
     "no pictures to render": ("launch.pose", ["render", "--out", "{out}/x", "--count", "train=0"], "--count 'train=0'"),
     "no meshes": ("launch.pose", ["render", "--out", "{out}/x", "--meshes", "missing/m"], "--only meshes"),
     "no assets for the demo": ("launch.pose", ["demo", "--assets", "missing/a", "--out", "{out}/x"], "--only dinov2"),
-    "no weights to probe": ("launch.probe", ["--weights", "missing/w", "--data", "{data}"], "missing/w"),
+    "no weights to probe": ("launch.probe", ["--encoders", "a=missing/w", "--data", "{data}"], "missing/w"),
 }
 
 
