@@ -1,7 +1,7 @@
 """Measures how often the pseudo-label engine answers wrongly, on rendered scenes whose truth is known.
 
     python -m launch.pseudo_error --scenes 200
-    python -m launch.pseudo_error --scenes 50 --levels "true,all, mild" --sizes none --plot error.png
+    python -m launch.pseudo_error --scenes 50 --levels "true;all, mild" --sizes none --plot error.png
 
 True depth, masks, cameras and orientations go through the same code as those of models, without noise and with more
 and more of it; a flip is a question that is asked and answered otherwise than the true boxes say.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -54,8 +55,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     for name in chosen:
         if name not in levels.LEVELS:
             raise UserError(f"--levels {name!r} is unknown; choose from {'; '.join(levels.LEVELS)}")
-    if min(args.scenes, args.workers) < 1 or args.random_models < 0:
-        raise UserError("--scenes and --workers must be at least 1, --random-models not negative")
+    if min(args.scenes, args.workers) < 1 or min(args.random_models, args.seed) < 0:
+        raise UserError("--scenes and --workers must be at least 1, --random-models and --seed not negative")
+    if args.plot:       # before the long work, too
+        _check_plot(args.plot)
     if args.random_models:
         from spatialllm_jax.sources.pseudo_labels.models import weights
 
@@ -113,12 +116,18 @@ def _print(mode: str, tallies: Mapping[str, Tally]) -> None:
         print(f"{name:18s}{cells}{everything:>13s}{tally.found / max(tally.objects, 1):>8.0%}")
 
 
-def _plot(path: Path, total: Mapping[tuple[str, str], Tally]) -> None:
-    try:
-        import matplotlib
-    except ImportError:
+def _check_plot(file: str) -> None:
+    cli.check_file("--plot", file)
+    if Path(file).suffix.lower() not in (".png", ".svg"):
+        raise UserError(f"--plot {file}: the format is told by the name; write FILE.png or FILE.svg")
+    if importlib.util.find_spec("matplotlib") is None:
         raise UserError('--plot needs the package matplotlib, which is not installed; run: pip install '
-                        '"spatialllm-jax[report]"') from None
+                        '"spatialllm-jax[report]"')
+
+
+def _plot(path: Path, total: Mapping[tuple[str, str], Tally]) -> None:
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -116,7 +116,10 @@ def test_random_models_take_the_same_path(tmp_path, monkeypatch):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_unknown_levels_are_told():
-    with pytest.raises(UserError, match="--levels"):
-        pseudo_error.main(["--levels", "awful"])
+@pytest.mark.parametrize("flags, said", [
+    (["--levels", "awful"], "--levels 'awful'"), (["--seed", "-1"], "--seed not negative"),
+    (["--plot", "plot.doc"], "FILE.png or FILE.svg"), (["--plot", "."], "is a folder")])
+def test_mistakes_are_told_before_the_work(flags, said):
+    with pytest.raises(UserError, match=said):
+        pseudo_error.main(flags)
     assert without_judging(TRUTH).objects[0].uncertainty is None

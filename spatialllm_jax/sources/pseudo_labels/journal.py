@@ -116,11 +116,7 @@ class Journal:
         if outcome.name in self._starts:
             return
         if outcome.encoded is not None and outcome.scene:
-            path = self.folder / _kept(outcome.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(outcome.encoded)
-            partial.replace(path)
+            write_whole(self.folder / _kept(outcome.name), outcome.encoded)
         data = {key: value for key, value in dataclasses.asdict(outcome).items() if key != "encoded" and value}
         start = self._file.tell()
         self._file.write(json.dumps(data, sort_keys=True).encode() + b"\n")

@@ -79,15 +79,11 @@ class Measure:
         for name in self.levels:
             noise = LEVELS[name]
             estimators = Truth(rendered, noise, self.seed * 1_000_003 + index).estimators()
-            for mode in MODES:
-                tally = found.setdefault((name, mode), Tally())
-                judging = self.config.judging if mode == "default" else judging_of(noise)
-                if mode != "unjudged":
-                    scene = label(picture, rendered.scene.image, estimators,
-                                  dataclasses.replace(self.config, judging=judging)).scene
-                    if mode == "judged":
-                        judged = scene
-                compare(without_judging(judged) if mode == "unjudged" and judged else scene, rendered.scene, tally)
+            judged, default = (label(picture, rendered.scene.image, estimators,
+                                     dataclasses.replace(self.config, judging=judging)).scene
+                               for judging in (judging_of(noise), self.config.judging))
+            for mode, scene in zip(MODES, (judged, default, without_judging(judged) if judged else None), strict=True):
+                compare(scene, rendered.scene, found.setdefault((name, mode), Tally()))
         return found
 
 
