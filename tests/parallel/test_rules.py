@@ -32,6 +32,7 @@ from spatialllm_jax.parallel.rules import (
 from tests.conftest import random_params
 
 EVERY_LORA = LoRAConfig(4, 8.0)
+slow = pytest.mark.slow
 eight = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices (XLA_FLAGS, set by tests/conftest.py)")
 
 
@@ -160,21 +161,30 @@ def test_optimizer_moments_follow_their_parameters():
     assert shardings[0].count == replicated(mesh)
 
 
-@eight
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 2, 2, 2), (2, 1, 1, 4)])
-def test_sharded_forward_equals_single(shape, capfd):
-    config = preset("nano")
+def forward(params, batch):
+    return SpatialLLM(preset("nano")).apply({"params": params}, **batch)
+
+
+def gradients(params, batch):
+    return jax.grad(lambda tree: (forward(tree, batch) ** 3).mean())(params)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """(parameters, batch, hidden states, gradients) of the nano model on one device."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, abstract_params(config))
+    params = random_params(preset("nano"))
     tokens = rng.integers(0, 64, (8, 16))
     batch = dict(tokens=tokens, positions=np.tile(np.arange(16), (8, 1)), segment_ids=np.ones_like(tokens),
                  branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 12], (8, 1)),
                  images=rng.integers(0, 256, (8, 1, 16, 16, 3), dtype=np.uint8))
+    return params, batch, *jax.jit(lambda *x: (forward(*x), gradients(*x)))(params, batch)
 
-    def forward(params, batch):
-        return SpatialLLM(config).apply({"params": params}, **batch)
 
-    expected = jax.jit(forward)(params, batch)
+@eight
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1), (1, 2, 2, 2), pytest.param((2, 1, 1, 4), marks=slow)])
+def test_sharded_forward_equals_single(shape, whole, capfd):
+    params, batch, expected, _ = whole
     mesh = make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))
@@ -188,21 +198,10 @@ def test_sharded_forward_equals_single(shape, capfd):
 
 
 @eight
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8)])
-def test_gradients_on_a_split_mesh_equal_single(shape):
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 2, 2), pytest.param((1, 1, 1, 8), marks=slow)])
+def test_gradients_on_a_split_mesh_equal_single(shape, whole):
     """Of every parameter; the connector's were wrong by half here before its activations were constrained."""
-    config = preset("nano")
-    rng = np.random.default_rng(0)
-    params = random_params(config)
-    tokens = rng.integers(0, 64, (8, 16))
-    batch = dict(tokens=tokens, positions=np.tile(np.arange(16), (8, 1)), segment_ids=np.ones_like(tokens),
-                 branch_ids=np.zeros_like(tokens), image_index=np.tile(np.r_[np.arange(4), [-1] * 12], (8, 1)),
-                 images=rng.integers(0, 256, (8, 1, 16, 16, 3), dtype=np.uint8))
-
-    def gradients(params, batch):
-        return jax.grad(lambda tree: (SpatialLLM(config).apply({"params": tree}, **batch) ** 3).mean())(params)
-
-    expected = jax.jit(gradients)(params, batch)
+    params, batch, _, expected = whole
     mesh = make_mesh(*shape)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from spatialllm_jax.parallel.mesh import make_mesh
 from spatialllm_jax.training import loop, run
 from tests.compiled import compilation_cache  # noqa: F401
 
@@ -26,18 +28,19 @@ def llava(tmp_path):
     return str(tmp_path / "data" / "mix.json")
 
 
-def test_one_pass_of_packed_rows(llava, tmp_path):
+def test_one_pass_of_packed_rows(llava, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "make_mesh", lambda **_: make_mesh(devices=jax.devices()[:2]))
     rows = {"samples": 24, "length": 64, "images": 4, "image_size": 16, "resize": "stretch", "window": 40}
     config = {"row": "nano", "size": "nano", "seed": 0,
               "model": {"preset": "nano", "text_tower": "nano", "fit_vocabulary": True, "dtype": "float32"},
               "weights": {}, "tokenizer": "", "features": "", "mesh": {"data": -1},
               "stages": {"tune": {"objective": "next_token", "trainable": "connector|llm", "steps": 0, "rows": rows,
-                                  "template": "compact", "log_every": 1, "save_every": 1,
+                                  "template": "compact", "log_every": 1,
                                   "optimizer": {"learning_rate": 5e-3, "schedule": "constant", "warmup": 0.0},
                                   "sources": {"mix": {"path": llava, "form": "dialogue", "count": 120}}}}}
     summary = run.train_row(config, tmp_path / "run", watch=loop.Watch(progress=False))
     lines = [json.loads(line) for line in (tmp_path / "run/tune/metrics.jsonl").read_text().splitlines()]
-    # 8 devices: 8 rows per step; 120 samples at what 8 rows hold are the steps of a pass.
+    # As many rows per step as hold 24 samples; 120 samples are the steps of a pass.
     supervised = sum(line["tokens"] for line in lines)
     assert len(lines) == summary["stages"]["tune"]["step"] == pytest.approx(120 / 24, abs=2)
     assert lines[-1]["loss"] < lines[0]["loss"] and np.isfinite(lines[-1]["loss"])

@@ -1,6 +1,7 @@
 """Losses against torch and against full logits; the step's promises."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -18,6 +19,7 @@ from spatialllm_jax.parallel.mesh import batch_sharding, make_mesh
 from spatialllm_jax.training.objectives import Contrastive, NextToken, PatchWords, contrastive_sums, token_sums
 from spatialllm_jax.training.partition import split, unflatten
 from spatialllm_jax.training.step import init_state, make_step
+from tests.training.recorder import recorded
 
 CONFIG = preset("nano")
 MODEL = SpatialLLM(CONFIG)
@@ -139,6 +141,7 @@ def by_torch(image, text, scale, captions):
     return float(loss.detach()), [x.grad.numpy() for x in (image, text, scale)]
 
 
+@functools.cache
 def chunked(chunk):
     """(images, texts, scale, captions) -> (mean loss, gradients)."""
     return jax.jit(jax.value_and_grad(
@@ -187,13 +190,23 @@ def fresh(flat, tx, trainable="connector|llm"):
     return init_state(chosen, frozen, tx, jax.random.key(3))
 
 
-def test_accumulated_micro_batches_equal_the_whole(flat, batch, objective):
-    tx = optax.sgd(1.0)                                  # the update is the gradient
-    results = {n: jax.jit(make_step(objective, tx, n))(fresh(flat, tx), batch) for n in (1, 4)}
-    whole, metrics = results[1]
-    state, found = results[4]
-    for path, leaf in state.trainable.items():
-        np.testing.assert_allclose(leaf, whole.trainable[path], atol=1e-6, err_msg=path)
+@pytest.fixture(scope="module")
+def tx():
+    """Rates that depend on the number of updates."""
+    return recorded(optax.adamw(optax.linear_schedule(1e-2, 0.0, 10)))
+
+
+@pytest.fixture(scope="module")
+def whole_step(objective, tx):
+    return jax.jit(make_step(objective, tx))
+
+
+def test_accumulated_micro_batches_equal_the_whole(flat, batch, objective, tx, whole_step):
+    whole, metrics = whole_step(fresh(flat, tx), batch)
+    state, found = jax.jit(make_step(objective, tx, 4))(fresh(flat, tx), batch)
+    for path, leaf in state.opt_state[0].items():
+        assert np.abs(leaf).max() > 1e-4, path
+        np.testing.assert_allclose(leaf, whole.opt_state[0][path], atol=1e-6, err_msg=path)
     assert float(found["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-6)
     assert float(found["weight"]) == float(metrics["weight"]) == float(batch.loss_weights.sum())
     np.testing.assert_allclose(found["sources"]["loss"], metrics["sources"]["loss"], rtol=1e-5)
@@ -213,9 +226,8 @@ def test_frozen_parameters_stay_and_have_no_moments(flat, batch, objective):
     assert step._cache_size() == 1
 
 
-def test_a_step_that_is_not_finite_changes_nothing(flat, batch, objective):
-    tx = optax.adamw(optax.linear_schedule(1e-2, 0.0, 10))
-    step = jax.jit(make_step(objective, tx))
+def test_a_step_that_is_not_finite_changes_nothing(flat, batch, tx, whole_step):
+    step = whole_step
     good, _ = step(fresh(flat, tx), batch)
     bad_batch = dataclasses.replace(batch, features=batch.features.at[0, 0, 0, 0].set(jnp.nan))
     before = fresh(flat, tx)
@@ -276,9 +288,9 @@ def test_patch_words_against_torch(flat, worded, chunk):
 
 
 def test_patch_words_beside_next_tokens(flat, worded):
-    alone = NextToken(MODEL, 2, 16)(unflatten(flat), worded, jax.random.key(0))
-    words = PatchWords(MODEL, 16)(unflatten(flat), worded, jax.random.key(0))
-    loss, weight, sums = NextToken(MODEL, 2, 16, 0.5)(unflatten(flat), worded, jax.random.key(0))
+    objectives = NextToken(MODEL, 2, 16), PatchWords(MODEL, 16), NextToken(MODEL, 2, 16, 0.5)
+    alone, words, (loss, weight, sums) = jax.jit(lambda *args: [objective(*args) for objective in objectives])(
+        unflatten(flat), worded, jax.random.key(0))
     assert float(loss) == pytest.approx(float(alone[0]) + 0.5 * float(words[0]), rel=1e-5)
     assert float(weight) == pytest.approx(float(alone[1]) + 0.5 * float(words[1]), rel=1e-6)
     np.testing.assert_allclose(sums["loss"], np.concatenate([alone[2]["loss"], words[2]["loss"]]), rtol=1e-5)
@@ -286,6 +298,6 @@ def test_patch_words_beside_next_tokens(flat, worded):
 
 def test_patch_words_train_no_layer(flat, worded):
     objective = PatchWords(MODEL, 16)
-    grads = jax.grad(lambda params: objective(params, worded, jax.random.key(0))[0])(unflatten(flat))
+    grads = jax.jit(jax.grad(lambda params: objective(params, worded, jax.random.key(0))[0]))(unflatten(flat))
     touched = {path for path, leaf in flatten_dict(grads, sep="/").items() if float(jnp.abs(leaf).max()) > 0}
     assert touched == {path for path in flat if path.startswith("connector/")} | {"llm/embedding", "llm/norm/scale"}

@@ -16,6 +16,8 @@ from spatialllm_jax.models import store
 from tests.training.nano import CONFIG, lines, losses, tree
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """The same programs are compiled in several runs; only the first time costs."""
@@ -109,10 +111,11 @@ def wait_for(found, process, seconds=120):
         time.sleep(0.02)
 
 
-def test_kill_9_loses_only_the_steps_since_the_last_save(launch, tiny_dataset, tmp_path, whole):
-    """Killed at some moment after the first save, twice, the run still ends with the very same parameters."""
+@pytest.mark.parametrize("saves", [(3,), pytest.param((3, 6), marks=pytest.mark.slow)])
+def test_kill_9_loses_only_the_steps_since_the_last_save(launch, tiny_dataset, tmp_path, whole, saves):
+    """Killed at some moment after a save, and again, the run still ends with the very same parameters."""
     config = tree(tiny_dataset, tmp_path)
-    for after in (3, 6):
+    for after in saves:
         process = launch(config, "run")
         saved = tmp_path / "run" / "tune" / "checkpoints" / str(after)
         wait_for(saved.exists, process)
