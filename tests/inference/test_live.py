@@ -30,7 +30,8 @@ NEW = 10
 def engine(tiny_tokenizer):
     # Committed to a device, as loaded weights are.
     params = jax.device_put(random_params(CONFIG), jax.devices()[0])
-    return Engine(SpatialLLM(CONFIG), params, tiny_tokenizer, SETTINGS, batch_size=4)
+    # Images in batches of `Live`'s sizes, so that both run the same compiled encoders.
+    return Engine(SpatialLLM(CONFIG), params, tiny_tokenizer, SETTINGS, batch_size=4, image_batches=(1, 8))
 
 
 @pytest.fixture(scope="module")
