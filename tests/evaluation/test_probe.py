@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,8 +9,8 @@ from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import probe
 from spatialllm_jax.models.presets import preset
-from spatialllm_jax.models.spatialllm import VisionTowers, init_params
-from tests.conftest import tiny_records
+from spatialllm_jax.models.spatialllm import VisionTowers
+from tests.conftest import random_params, tiny_records
 from tests.data.test_patch_words import record, thing
 
 
@@ -88,7 +87,7 @@ def test_the_peak_between_bins():
 
 def test_too_few_objects_are_named():
     encoder = preset("nano").vision[1]
-    params = init_params(preset("nano"), jax.random.key(0))["vision"][encoder.name]
+    params = random_params(preset("nano"))["vision"][encoder.name]
     plain = tiny_records("train", 4)
     eye = probe.Encoder("eye", encoder, params, (1,))
     with pytest.raises(UserError, match="has no scene"):
@@ -105,7 +104,7 @@ def test_too_few_objects_are_named():
 def test_a_mix_is_its_encoders_side_by_side():
     """Features of a mix are the cells of the connector's own channel concatenation, in another order of columns."""
     config = preset("nano")
-    params = init_params(config, jax.random.key(0))["vision"]
+    params = random_params(config)["vision"]
     item = record([thing("cat", (4, 4, 60, 70), (0, 0, 2), 0.0)])
     item = dataclasses.replace(item, image=tiny_records("train", 1)[0].image)
     objects = probe.labelled_objects([item])
@@ -120,7 +119,7 @@ def test_a_mix_is_its_encoders_side_by_side():
 def test_layers_are_the_encoders_own_features():
     """Every layer's features are those that the model would use with that `feature_layer`."""
     config = preset("nano").vision[1]
-    params = init_params(preset("nano"), jax.random.key(0))["vision"][config.name]
+    params = random_params(preset("nano"))["vision"][config.name]
     records = tiny_records("train", 5)
     (start, found), = probe._encoded(config, params, records, [1, -1])
     assert start == 0 and found.shape[:2] == (2, probe._BATCH)

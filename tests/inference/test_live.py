@@ -20,7 +20,7 @@ from spatialllm_jax.models.spatialllm import SpatialLLM
 from spatialllm_jax.parallel.mesh import read_mesh
 from tests.conftest import random_params
 
-NANO = preset("nano")
+NANO = preset("nano_clip")
 CONFIG = NANO.replace(llm=dataclasses.replace(NANO.llm, vocab_size=512))
 SETTINGS = ChatSettings("compact", "look", 16, "stretch")
 NEW = 10
