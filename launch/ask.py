@@ -6,10 +6,9 @@ becomes "Region [0]". With `--options` the likeliest option is chosen instead of
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from launch import cli
 from spatialllm_jax.errors import UserError
@@ -28,9 +27,11 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 for greedy")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     args = parser.parse_args(argv)
+    check_drawing(args.max_new_tokens, args.temperature)
 
     from convert.engines import load_engine
     from spatialllm_jax.inference.prompts import Prompt, picture_id
+    from spatialllm_jax.inference.scoring import shares
     from spatialllm_jax.questions.types import Region
 
     if not args.question.strip():
@@ -42,15 +43,21 @@ def main(argv: list[str]) -> dict[str, Any]:
     prompt = Prompt(picture_id(picture), picture, args.question, options, marks)
     if options:
         scores = engine.score([prompt])[0]
-        shares = np.exp(scores - scores.max())
-        shares /= shares.sum()
         answer = options[int(scores.argmax())]
         print(answer)
-        return {"answer": answer, "probabilities": dict(zip(options, shares.round(4).tolist(), strict=True))}
+        return {"answer": answer, "probabilities": dict(zip(options, shares(scores).round(4).tolist(), strict=True))}
     answer = engine.generate([prompt], max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                              seed=args.seed)[0]
     print(answer)
     return {"answer": answer}
+
+
+def check_drawing(max_new_tokens: int, temperature: float) -> None:
+    """Raises UserError for what no answer can be drawn by."""
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"--temperature {temperature:g} must be a number, and not negative")
 
 
 def read_picture(path: str, what: str) -> bytes:

@@ -57,10 +57,13 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     for name in ("merge", "requests", "concurrent", "new", "first", "repeats"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    from spatialllm_jax.training import partition
+
     engine = _engine(args)
     with _serving(engine, args) as url:
-        result = {"parameters": _size(engine.params), "requests": args.requests, "concurrent": args.concurrent,
-                  "new": args.new, **_first_token(engine, url, args), **_throughput(engine, url, args)}
+        result = {"parameters": partition.count(partition.flatten(engine.params)), "requests": args.requests,
+                  "concurrent": args.concurrent, "new": args.new, **_first_token(engine, url, args),
+                  **_throughput(engine, url, args)}
     bench_report.table(result)
     return bench_report.finish(result, "flax", "starlette", "uvicorn")
 
@@ -81,12 +84,6 @@ def _engine(args: argparse.Namespace) -> Any:
     settings = ChatSettings("compact", "", config.vision[0].image_size, "pad")
     params = init_params(config, jax.random.key(args.seed))
     return Engine(SpatialLLM(config), params, tokenizer, settings, batch_size=args.concurrent)
-
-
-def _size(params: Any) -> int:
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launch import cli
-from launch.ask import read_box, read_picture
+from launch.ask import check_drawing, read_box, read_picture
 from spatialllm_jax.errors import UserError
 
 _TICKET = "chat"
@@ -41,20 +41,17 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--top-p", type=float, default=1.0,
                         help="draw from the likeliest tokens that have so much probability together")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--mesh", default="", metavar="AXIS=N,...",
-                        help="spread the model over several devices, e.g. fsdp=8 (default: one)")
+    cli.mesh_flag(parser)
     args = parser.parse_args(argv)
-    if args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature:g} must not be negative")
+    check_drawing(args.max_new_tokens, args.temperature)
     if not 0 <= args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p:g} must be from 0 to 1")
-    talk = _with_picture(args.image, "--image") if args.image else Talk()
+    talk = Talk(read_picture(args.image, "--image")) if args.image else Talk()
 
     from convert.engines import load_engine
     from spatialllm_jax.inference.live import Live, Sampling, lanes_for
-    from spatialllm_jax.parallel.mesh import read_mesh
 
-    engine = load_engine(args.model, batch_size=1, mesh=read_mesh(args.mesh) if args.mesh else None)
+    engine = load_engine(args.model, batch_size=1, mesh=cli.mesh(args))
     live = Live(engine, lanes_for(engine, args.context, args.max_new_tokens, 1, 1))
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     said: list[list[str]] = []
@@ -103,7 +100,7 @@ def _command(line: str, talk: Talk) -> Talk | None:
     if name == "/clear":
         return Talk(talk.picture)
     if name == "/image":
-        return _with_picture(rest, "/image")
+        return Talk(read_picture(rest, "/image"))
     if name == "/region":
         from spatialllm_jax.questions.types import Region
 
@@ -113,10 +110,6 @@ def _command(line: str, talk: Talk) -> Talk | None:
         print(f"Region [{region.label}]", flush=True)
         return Talk(talk.picture, (*talk.regions, region))
     raise UserError(f"{name} is no command; use /image, /region, /clear or /quit")
-
-
-def _with_picture(path: str, what: str) -> Talk:
-    return Talk(read_picture(path, what))
 
 
 def _answer(live: Any, talk: Talk, question: str, sampling: Any) -> str:

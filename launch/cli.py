@@ -52,6 +52,21 @@ def cache_flag(parser: argparse.ArgumentParser) -> None:
                         help="folder for compiled programs, or none (default: the user's cache; on CPUs none)")
 
 
+def mesh_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--mesh`, for commands that answer with a model; `mesh` reads it."""
+    parser.add_argument("--mesh", default="", metavar="AXIS=N,...",
+                        help="spread the model over several devices, e.g. fsdp=8 or data=2,tensor=4 (default: one)")
+
+
+def mesh(args: argparse.Namespace) -> Any:
+    """The mesh that `--mesh` describes; None for a single device. Raises UserError for none that can be."""
+    if not args.mesh:
+        return None
+    from spatialllm_jax.parallel.mesh import read_mesh
+
+    return read_mesh(args.mesh)
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Tells XLA what the platform needs; before anything imports JAX."""
     xla_flags.apply(args.compilation_cache)

@@ -41,8 +41,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--limit", type=int, default=0, help="only the first N questions (spatial_vqa: images); 0: all")
     parser.add_argument("--max-skipped", type=int, default=10, help="so many rows may be unfit or unanswered")
     parser.add_argument("--batch-size", type=int, default=16, help="questions or rows at a time")
-    parser.add_argument("--mesh", default="", metavar="AXIS=N,...",
-                        help="spread the model over several devices, e.g. fsdp=8 or data=2,tensor=4 (default: one)")
+    cli.mesh_flag(parser)
     parser.add_argument("--row-length", type=int, default=512, help="tokens per row while scoring options")
     parser.add_argument("--max-new-tokens", type=int, help="longest generated answer (default: the "
                         "benchmark's, and at least 128 for endpoints)")
@@ -191,9 +190,8 @@ def _check(benchmark: Any, source: Any, mode: str, args: argparse.Namespace) -> 
 
 def _engine(args: argparse.Namespace, benchmark: str) -> Any:
     from convert.engines import load_engine
-    from spatialllm_jax.parallel.mesh import read_mesh
 
-    engine = load_engine(args.model, batch_size=args.batch_size, mesh=read_mesh(args.mesh) if args.mesh else None)
+    engine = load_engine(args.model, batch_size=args.batch_size, mesh=cli.mesh(args))
     if args.features:
         from spatialllm_jax.training.features import stored_features
         from spatialllm_jax.training.partition import flatten

@@ -25,8 +25,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--name", default="", help="the model's name for clients (default: from the folder's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
-    parser.add_argument("--mesh", default="", metavar="AXIS=N,...",
-                        help="spread the model over several devices, e.g. fsdp=8 or data=2,tensor=4 (default: one)")
+    cli.mesh_flag(parser)
     parser.add_argument("--context", type=int, default=0,
                         help="longest prompt in tokens, picture included (0: the picture's and 512)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer")
@@ -44,12 +43,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     sock = run.bind(args.host, args.port)
 
     from convert.engines import load_engine
-    from spatialllm_jax.inference.live import Live, lanes_for
-    from spatialllm_jax.parallel.mesh import read_mesh
+    from spatialllm_jax.inference.live import Live, check_lanes, lanes_for
     from spatialllm_jax.serving.service import Service
     from spatialllm_jax.serving.worker import Worker
 
-    engine = load_engine(args.model, batch_size=args.concurrent, mesh=read_mesh(args.mesh) if args.mesh else None)
+    check_lanes(args.max_new_tokens, args.concurrent, args.per_picture)
+    engine = load_engine(args.model, batch_size=args.concurrent, mesh=cli.mesh(args))
     shape = lanes_for(engine, args.context, args.max_new_tokens, args.concurrent, args.per_picture)
     worker = Worker(Live(engine, shape))
     warm(worker)
@@ -70,6 +69,8 @@ def _serving(args: Any) -> tuple[Any, Any]:
     """(limits, `serving.run`). Raises UserError when the packages for serving are missing."""
     from spatialllm_jax.serving.limits import Limits
 
+    if not 0 < args.max_body < float("inf"):
+        raise UserError(f"--max-body {args.max_body:g} must be a positive number of MiB")
     limits = Limits(int(args.max_body * 2**20), args.max_pixels, queue=args.queue, seconds=args.request_timeout)
     try:
         from spatialllm_jax.serving import run

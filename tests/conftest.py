@@ -63,6 +63,12 @@ def tiny_records(split, count):
     return records
 
 
+def tiny_texts():
+    """What is asked and answered in `tiny_records`."""
+    return [text for record in tiny_records("train", 16) for q in record.questions for turn in q.turns
+            for text in ("\n" + turn[0], turn[1])]
+
+
 def random_params(config):
     """Parameters of a model, of a size at which every one of them changes the answers."""
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -89,6 +95,4 @@ def tiny_tokenizer():
     """A tokenizer trained on the tiny dataset's texts."""
     from spatialllm_jax.data import tokenizer
 
-    texts = [text for record in tiny_records("train", 16) for q in record.questions for turn in q.turns
-             for text in ("\n" + turn[0], turn[1])]
-    return tokenizer.train(texts, 512)
+    return tokenizer.train(tiny_texts(), 512)

@@ -14,7 +14,7 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes
 from spatialllm_jax.inference.board import Request
 from spatialllm_jax.inference.engine import Engine
-from spatialllm_jax.inference.prompts import Prompt, open_prompt
+from spatialllm_jax.inference.prompts import Picture, Prompt, open_prompt
 from spatialllm_jax.inference.words import Words
 
 MOST_OPTIONS = 16       # options of one prompt; scoring has one program for all numbers of them
@@ -71,6 +71,15 @@ class Update:
     tokens: int
 
 
+def check_lanes(new: int, concurrent: int, per_picture: int) -> None:
+    """What `lanes_for` refuses whatever the engine, for those who want to know before they load one."""
+    for flag, value in (("--max-new-tokens", new), ("--concurrent", concurrent), ("--per-picture", per_picture)):
+        if value < 1:
+            raise UserError(f"{flag} {value} must be at least 1")
+    if concurrent % per_picture:
+        raise UserError(f"--concurrent {concurrent} must be a multiple of --per-picture {per_picture}")
+
+
 def lanes_for(engine: Engine, context: int, new: int, concurrent: int, per_picture: int) -> lanes.Shape:
     """Lanes for prompts of up to `context` tokens (0: the picture's and 512 more).
 
@@ -82,11 +91,7 @@ def lanes_for(engine: Engine, context: int, new: int, concurrent: int, per_pictu
     Raises:
         UserError: a size that cannot be; names the flags of `launch.serve`.
     """
-    for flag, value in (("--max-new-tokens", new), ("--concurrent", concurrent), ("--per-picture", per_picture)):
-        if value < 1:
-            raise UserError(f"{flag} {value} must be at least 1")
-    if concurrent % per_picture:
-        raise UserError(f"--concurrent {concurrent} must be a multiple of --per-picture {per_picture}")
+    check_lanes(new, concurrent, per_picture)
     picture = engine.longest_layout()
     opening = open_prompt(engine.tokenizer, engine.settings, "?", picture).image_index
     prefix = -(-(int(np.flatnonzero(opening >= 0)[-1]) + 1) // 16) * 16
@@ -173,7 +178,8 @@ class Live:
         """Log-likelihood of every option of a prompt; see `Engine.score`."""
         if len(ready.prompt.options) > MOST_OPTIONS:
             raise UserError(f"{len(ready.prompt.options)} options are more than {MOST_OPTIONS}")
-        return self._scorer.score([ready.prompt], row_length=self._row, branches=MOST_OPTIONS)[0]
+        return self._scorer.score([ready.prompt], row_length=self.shape.context + self.shape.new,
+                                  branches=MOST_OPTIONS, pixels=_pixels([ready]))[0]
 
     @property
     def waiting(self) -> int:
@@ -196,11 +202,10 @@ class Live:
         self.score(Ready(blank, Sampling(1), self.engine.request(blank, 1), None))
         yield
 
-    @property
-    def _row(self) -> int:
-        return self.shape.context + self.shape.new
-
     def _visual(self, tickets: Sequence[Any]) -> jax.Array:
         prompts = [self._known[ticket][0] for ticket in tickets]
-        return self.engine.visual([ready.prompt for ready in prompts],
-                                  {ready.prompt.picture: ready.pixels for ready in prompts if ready.pixels is not None})
+        return self.engine.visual([ready.prompt for ready in prompts], _pixels(prompts))
+
+
+def _pixels(prompts: Sequence[Ready]) -> dict[Picture | None, np.ndarray]:
+    return {ready.prompt.picture: ready.pixels for ready in prompts if ready.pixels is not None}

@@ -7,10 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models.attention import self_mask
 from spatialllm_jax.models.spatialllm import SpatialLLM
+
+
+def shares(scores: Float[np.ndarray, O]) -> Float[np.ndarray, O]:
+    """Of the options' log-likelihoods: the probability of each, given that one of them is the answer."""
+    likelihoods = np.exp(scores - scores.max())
+    found: np.ndarray = likelihoods / likelihoods.sum()
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "branches", "chunk"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -312,4 +313,4 @@ def list_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a `Llama` as it takes them when it is `listed`."""
     rest = {name: value for name, value in params.items() if name != "layers"}
     depth = len(jax.tree.leaves(params["layers"])[0])
-    return rest | {f"layer{k}": jax.tree.map(lambda stack: stack[k], params["layers"]) for k in range(depth)}  # noqa: B023
+    return rest | {f"layer{k}": jax.tree.map(operator.itemgetter(k), params["layers"]) for k in range(depth)}

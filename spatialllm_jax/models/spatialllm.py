@@ -56,8 +56,7 @@ class SpatialLLM(nn.Module):
         dtype = jnp.dtype(c.dtype)
         self.vision = VisionTowers(c.vision, c.connector.grid, dtype, c.remat, c.vision_lora, c.attention)
         self.connector = Connector(c.connector, tuple((v.name, v.width) for v in c.vision), c.llm.width, dtype)
-        self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora, c.unroll, c.llm_quantize,
-                         self.listed)
+        self.llm = Llama(c.llm, dtype, c.remat, c.attention, c.llm_lora, c.unroll, c.llm_quantize, self.listed)
         if c.tiling is not None:
             self.image_newline = self.param("image_newline", nn.initializers.normal(c.llm.width**-0.5),
                                             (c.llm.width,), jnp.float32)

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from spatialllm_jax.data.images import REGION_COLOURS
 from spatialllm_jax.questions import wording
 from spatialllm_jax.questions.types import SPATIAL_TYPES
-from spatialllm_jax.serving import exchange
-from spatialllm_jax.serving.errors import RequestError
+from spatialllm_jax.serving import exchange, replies
+from spatialllm_jax.serving.errors import RequestError, unknown_model
 from spatialllm_jax.serving.service import Service
 
 _OPEN = ("/", "/health")        # need no key
@@ -47,8 +47,7 @@ def build(service: Service, hosts: Collection[str] = ()) -> ASGIApp:
 
     async def model(request: Request) -> Response:
         if (named := request.path_params["name"]) != service.name:
-            raise RequestError(404, f"model {named!r} does not exist; this server has {service.name!r}",
-                               "model_not_found", "model")
+            raise unknown_model(named, service.name)
         return JSONResponse(_model(service))
 
     async def health(request: Request) -> Response:
@@ -61,16 +60,16 @@ def build(service: Service, hosts: Collection[str] = ()) -> ASGIApp:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        return error_response(error)
+        return replies.failure(error)
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = {404: f"there is nothing at {request.url.path}",
                    405: f"{request.url.path} is not asked by {request.method}"}.get(error.status_code, error.detail)
-        return error_response(RequestError(error.status_code, message, "not_found"))
+        return replies.failure(RequestError(error.status_code, message, "not_found"))
 
     async def failed(request: Request, error: Exception) -> Response:
-        return error_response(RequestError(500, "the server failed on this request", "internal_error"))
+        return replies.failure(RequestError(500, "the server failed on this request", "internal_error"))
 
     app = Starlette(
         routes=[Route("/", page), Route("/health", health), Route("/metrics", metrics),
@@ -79,14 +78,6 @@ def build(service: Service, hosts: Collection[str] = ()) -> ASGIApp:
                 Route("/v1/marked", exchange.Marked(service), methods=["POST"])],
         exception_handlers={RequestError: refused, HTTPException: unknown, Exception: failed})
     return functools.partial(_guarded, app, service, frozenset(hosts))
-
-
-def error_response(error: RequestError) -> JSONResponse:
-    """An error in OpenAI's format."""
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.body(), error.status, headers)
 
 
 async def _guarded(app: ASGIApp, service: Service, hosts: frozenset[str], scope: Scope, receive: Receive, send: Send,
@@ -105,7 +96,7 @@ async def _guarded(app: ASGIApp, service: Service, hosts: frozenset[str], scope:
             error = RequestError(401, "the API key is missing or wrong", "invalid_api_key")
         if error is not None:
             logging.info("%s %s refused: %s", scope["method"], scope["path"], error.code)
-            await error_response(error)(scope, receive, send)
+            await replies.failure(error)(scope, receive, send)
             return
     await app(scope, receive, send)
 

@@ -41,6 +41,11 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+def unknown_model(named: str, ours: str) -> RequestError:
+    """A model that is not the one served."""
+    return RequestError(404, f"model {named!r} does not exist; this server has {ours!r}", "model_not_found", "model")
+
+
 def wrong(param: str, message: str) -> RequestError:
     """A field that cannot be."""
     return RequestError(400, f"{param}: {message}", "invalid_value", param)

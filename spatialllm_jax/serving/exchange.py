@@ -67,7 +67,7 @@ class Exchange:
                 status = error.status
             self.service.metrics.finished(status, time.monotonic() - began)
         if error is not None:
-            await _tell(error, begun, send)
+            await _tell(error, begun, scope, receive, send)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         """Reads the request and sends the answer."""
@@ -132,7 +132,8 @@ class Chat(Exchange):
                     begun = True
                     self.service.metrics.started(time.monotonic() - began)
                     if asked.stream:
-                        await _start(send, 200, b"text/event-stream; charset=utf-8", {b"cache-control": b"no-cache"})
+                        await _start(send, (b"content-type", b"text/event-stream; charset=utf-8"),
+                                     (b"cache-control", b"no-cache"))
                         await _more(send, reply.opening())
                 text += piece
                 if asked.stream and piece:
@@ -175,33 +176,28 @@ async def _unless(away: asyncio.Future[None], job: Job) -> Update | np.ndarray:
     return item
 
 
-async def _tell(error: RequestError, begun: bool, send: Send) -> None:
+async def _tell(error: RequestError, begun: bool, scope: Scope, receive: Receive, send: Send) -> None:
     """Sends an error: as the answer, or as the last of its events where it has begun."""
     try:
         async with asyncio.timeout(_LAST_WORDS):
             if begun:
                 await _more(send, replies.event(error.body()), last=True)
-                return
-            headers = {} if error.retry_after is None else {b"retry-after": str(error.retry_after).encode()}
-            if error.status == 504:
-                headers[b"connection"] = b"close"       # its body may still be on the way
-            await _whole(send, _json(error.body()), status=error.status, headers=headers)
+            else:
+                await replies.failure(error)(scope, receive, send)
     except TimeoutError:
         pass        # it does not even read this
 
 
-async def _start(send: Send, status: int, kind: bytes, headers: Mapping[bytes, bytes]) -> None:
-    await send({"type": "http.response.start", "status": status,
-                "headers": [(b"content-type", kind), *headers.items()]})
+async def _start(send: Send, *headers: tuple[bytes, bytes]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 async def _more(send: Send, body: bytes, last: bool = False) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": not last})
 
 
-async def _whole(send: Send, body: bytes, kind: bytes = b"application/json", status: int = 200,
-                 headers: Mapping[bytes, bytes] | None = None) -> None:
-    await _start(send, status, kind, {b"content-length": str(len(body)).encode(), **(headers or {})})
+async def _whole(send: Send, body: bytes, kind: bytes = b"application/json") -> None:
+    await _start(send, (b"content-type", kind), (b"content-length", str(len(body)).encode()))
     await _more(send, body, last=True)
 
 

@@ -30,7 +30,7 @@ class Limits:
     def __post_init__(self) -> None:
         for flag, value in (("--max-body", self.body), ("--max-pixels", self.pixels),
                             ("--request-timeout", self.seconds)):
-            if value <= 0:
+            if not value > 0:       # so that nan is none
                 raise UserError(f"{flag} {value:g} must be positive")
         if self.queue < 0:
             raise UserError(f"--queue {self.queue} must not be negative")

@@ -15,7 +15,7 @@ from spatialllm_jax.inference.live import MOST_OPTIONS, Sampling
 from spatialllm_jax.inference.prompts import Prompt, picture_id
 from spatialllm_jax.questions.types import Region
 from spatialllm_jax.serving import pictures
-from spatialllm_jax.serving.errors import RequestError, wrong
+from spatialllm_jax.serving.errors import RequestError, unknown_model, wrong
 from spatialllm_jax.serving.limits import Limits
 
 # Fields that say who asks or how it is billed, not what is answered.
@@ -69,8 +69,7 @@ def chat(body: bytes, model: str, shape: Shape, limits: Limits, controls: Sequen
     if not isinstance(named, str) or not named:
         raise wrong("model", f"is missing; this server has {model!r}")
     if named != model:
-        raise RequestError(404, f"model {named!r} does not exist; this server has {model!r}", "model_not_found",
-                           "model")
+        raise unknown_model(named, model)
     system, history, question, image = _conversation(fields.get("messages"), limits, controls)
     characters = sum(map(len, (system or "", question, *itertools.chain.from_iterable(history))))
     if characters > _PER_TOKEN * shape.context:

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from starlette.responses import JSONResponse
+
+from spatialllm_jax.inference.scoring import shares
+from spatialllm_jax.serving.errors import RequestError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,16 @@ class Reply:
             {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]})
 
 
+def failure(error: RequestError) -> JSONResponse:
+    """An error as an answer."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 504:
+        headers["Connection"] = "close"       # the request's body may still be on the way
+    return JSONResponse(error.body(), error.status, headers)
+
+
 def event(content: Mapping[str, Any]) -> bytes:
     """One server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
@@ -66,8 +80,6 @@ def event(content: Mapping[str, Any]) -> bytes:
 
 def scored(options: Sequence[str], scores: Float[np.ndarray, N]) -> tuple[str, list[dict[str, Any]]]:
     """(the likeliest option, all with their log-likelihood and their share among them)."""
-    shares = np.exp(scores - scores.max())
-    shares /= shares.sum()
     return options[int(scores.argmax())], [
         {"text": text, "logprob": float(score), "probability": float(share)}
-        for text, score, share in zip(options, scores, shares, strict=True)]
+        for text, score, share in zip(options, scores, shares(scores), strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections.abc import Callable
@@ -19,13 +20,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket on the address, before anything slow is begun. Raises UserError when it is taken or none of ours."""
+    if not 0 <= port <= 65535:      # getaddrinfo would take the rest of a division
+        raise UserError(f"--port {port} must be from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose others") from None
+        with contextlib.ExitStack() as unless_bound:
+            sock = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            unless_bound.pop_all()
+    except (OSError, UnicodeError) as error:        # the latter for what cannot be a host's name
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); choose others") from None
     return sock
 
 

@@ -17,7 +17,7 @@ from spatialllm_jax.serving import pictures, protocol
 from spatialllm_jax.serving.errors import RequestError
 from spatialllm_jax.serving.limits import Limits
 from spatialllm_jax.serving.metrics import Metrics
-from spatialllm_jax.serving.worker import Worker
+from spatialllm_jax.serving.worker import STOPPED, Worker
 
 _RETRY_AFTER = 1        # seconds; the queue moves several times a second
 
@@ -72,8 +72,7 @@ class Service:
         if self.draining:
             raise RequestError(503, "the server is shutting down", "shutting_down", retry_after=_RETRY_AFTER)
         if not self.worker.alive:
-            raise RequestError(503, "the engine has stopped; ask whoever runs the server to start it again",
-                               "engine_failure")
+            raise RequestError(503, STOPPED, "engine_failure")
         if self.under_way >= self.most:
             raise RequestError(429, f"the server is busy with {self.under_way} requests; try again in a moment",
                                "queue_full", retry_after=_RETRY_AFTER)

@@ -17,6 +17,8 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.live import Live, Ready, Update
 from spatialllm_jax.serving.errors import RequestError
 
+STOPPED = "the engine has stopped; ask whoever runs the server to start it again"
+
 
 class Job:
     """One request for an answer, as the event loop that made it sees it.
@@ -77,7 +79,7 @@ class Worker:
             self.failure = error
         finally:
             self.warm.set()
-            self._fail("the engine has stopped; ask whoever runs the server to start it again")
+            self._fail(STOPPED)
 
     def _serve(self) -> None:
         """Answers until told to stop."""

@@ -4,11 +4,7 @@ Run by `make test-lmms`, in an environment of its own: lmms-eval brings a hundre
 """
 
 import dataclasses
-import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,61 +12,15 @@ from PIL import Image
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.engine import load_engine
-from spatialllm_jax.inference.prompts import ChatSettings, Prompt
+from spatialllm_jax.inference.prompts import ChatSettings
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import preset
 from tests.conftest import random_params
+from tests.evaluation.lmms_task import CHOICES, WORDS, documents_of, lmms, prompts_of
 
 pytestmark = [pytest.mark.slow]
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; run: make test-lmms")
 ASKED = ("What colour is the wall?", "Is the cat closer than the dog?", "Count <image> dogs.")
-
-COMMON = """\
-dataset_path: {data}
-dataset_kwargs:
-  load_from_disk: true
-test_split: test
-doc_to_visual: !function local_docs.pictures
-doc_to_text: question
-"""
-WORDS = COMMON + """\
-task: local_words
-output_type: generate_until
-doc_to_target: answer
-generation_kwargs:
-  max_new_tokens: 6
-  temperature: 0
-  do_sample: false
-  until: ["e"]
-process_results: !function local_docs.marks
-metric_list:
-  - metric: equal
-    aggregation: mean
-    higher_is_better: true
-"""
-CHOICES = COMMON + """\
-task: local_choices
-output_type: multiple_choice
-doc_to_choice: !function local_docs.options
-doc_to_target: label
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
-DOCS = """\
-def pictures(doc):
-    return [doc["image"].convert("RGB")] if doc["image"] is not None else []
-
-
-def options(doc):
-    return ["yes", "no", "a wall"]
-
-
-def marks(doc, results):
-    return {"equal": float(results[0] == doc["answer"])}
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tiny_tokenizer, tmp_path_factory):
@@ -86,43 +36,7 @@ def folder(tiny_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def documents():
     """Three pictures with two questions each, and a question without a picture."""
-    rng = np.random.default_rng(0)
-    found = [{"image": Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)), "question": ASKED[k],
-              "answer": "yes", "label": k % 3} for _ in range(3) for k in (0, 1)]
-    return [*found, {"image": None, "question": ASKED[2], "answer": "no", "label": 1}]
-
-
-def lmms(tmp_path, documents, folder, yaml, name, *more):
-    import datasets
-
-    shown = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string"),
-                               "answer": datasets.Value("string"), "label": datasets.Value("int32")})
-    data = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents, features=shown)})
-    data.save_to_disk(tmp_path / "data")
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/local_docs.py").write_text(DOCS)
-    (tmp_path / f"tasks/{name}.yaml").write_text(yaml.format(data=tmp_path / "data"))
-    done = subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--model", "spatialllm_jax", "--model_args", f"pretrained={folder}",
-         "--tasks", name, "--include_path", tmp_path / "tasks", "--batch_size", "4", "--log_samples",
-         "--output_path", tmp_path / "out", *more], text=True, capture_output=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")})
-    # lmms-eval ends with 0 after errors too: what it wrote tells.
-    found = [list((tmp_path / "out").rglob(pattern)) for pattern in (f"*samples_{name}.jsonl", "*results.json")]
-    assert all(found), done.stdout[-3000:] + done.stderr[-6000:]
-    (samples,), (results,) = found
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    return sorted(lines, key=lambda line: line["doc_id"]), json.loads(results.read_text())["results"][name]
-
-
-def prompts_of(documents, options=()):
-    def encoded(image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
-    return [Prompt(f"{k}", encoded(doc["image"]) if doc["image"] else b"", doc["question"].replace("<image>", ""),
-                   options) for k, doc in enumerate(documents)]
+    return documents_of(ASKED, 3)
 
 
 def test_words(tmp_path, folder, documents):
@@ -130,7 +44,7 @@ def test_words(tmp_path, folder, documents):
     cut = [text.partition("e")[0].strip() for text in words]
     known = [{**doc, "answer": text if k % 2 else "yes"} for k, (doc, text) in enumerate(
         zip(documents, cut, strict=True))]
-    lines, result = lmms(tmp_path, known, folder, WORDS, "local_words")
+    lines, result = lmms(tmp_path, known, "spatialllm_jax", f"pretrained={folder}", WORDS, "local_words")
     assert [line["filtered_resps"].strip() for line in lines] == cut
     assert any(text.strip() != before for text, before in zip(words, cut, strict=True))     # the stop string met
     assert len(set(cut)) > 1
@@ -138,7 +52,8 @@ def test_words(tmp_path, folder, documents):
 
 
 def test_choices(tmp_path, folder, documents):
-    lines, result = lmms(tmp_path, documents, folder, CHOICES, "local_choices")
+    lines, result = lmms(tmp_path, documents, "spatialllm_jax", f"pretrained={folder}", CHOICES,
+                         "local_choices")
     expected = load_engine(folder, batch_size=2).likelihoods(prompts_of(documents, ("yes", "no", "a wall")))
     losses = [-its.logp / its.tokens for its in expected]
     for line, loss in zip(lines, losses, strict=True):

@@ -54,7 +54,7 @@ def hidden_and_logits(params, tokens, index, segments, pixels):
     return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
 
 
-def likelihood(params, tokenizer, prompt, option, width=64):
+def likelihood(params, tokenizer, prompt, option, width=96):
     """Sum of log-probabilities of the answer's tokens and its end, from a row of its own."""
     encoded = chat.encode(tokenizer, [(prompt.question, option)], template="compact", system="look",
                           num_image_tokens=CONFIG.connector.num_tokens)
@@ -82,18 +82,20 @@ def test_tokens_that_are_not_the_likeliest_are_counted(engine, params, tiny_toke
     """Targets are set to the likeliest tokens of a plain forward, then some of them to others."""
     one = dataclasses.replace(prompts[0], options=("a wall in blue",))
     row, = scoring_rows(tiny_tokenizer, SETTINGS, [one], layout=engine._layout, length=96)
-    arrays = {name: array[None] for name, array in row.arrays.items()}
+    # As many rows as `engine` scores at a time: its own program.
+    arrays = {name: np.stack([array] * engine.batch_size) for name, array in row.arrays.items()}
     pixels = images.load(one.image, 16, resize="stretch")[None, None]
-    logp = hidden_and_logits(params, arrays["tokens"], arrays["image_index"], arrays["segment_ids"], pixels)
+    logp = hidden_and_logits(params, *(arrays[name][:1] for name in ("tokens", "image_index", "segment_ids")), pixels)
     answer = np.flatnonzero(arrays["loss_weights"][0])
     assert len(answer) > 3
-    arrays["targets"] = np.asarray(logp.argmax(-1)).astype(np.int32)
+    arrays["targets"][:] = np.asarray(logp.argmax(-1))
+    visual = engine.visual([one] * engine.batch_size)
     for wrong in range(4):
-        scores, unlikely = option_scores(engine.model, params, visual=engine.visual([one]), branches=8, **arrays)
+        scores, unlikely = option_scores(engine.model, params, visual=visual, branches=8, **arrays)
         assert unlikely[0, 0] == wrong and not unlikely[0, 1:].any()
         best = np.take_along_axis(np.asarray(logp[0]), arrays["targets"][0][:, None], 1)[answer].sum()
         np.testing.assert_allclose(scores[0, 0], best, rtol=2e-5)
-        arrays["targets"][0, answer[wrong]] = np.asarray(logp[0, answer[wrong]]).argmin()
+        arrays["targets"][:, answer[wrong]] = np.asarray(logp[0, answer[wrong]]).argmin()
     found, = engine.likelihoods([one], row_length=96)
     assert found.tokens == [len(answer)] and not found.greedy.any()      # random weights
 
@@ -175,8 +177,8 @@ def test_folder_round_trip_and_user_mistakes(engine, params, tiny_tokenizer, pro
         load_engine(tmp_path / "clip")
 
 
-@pytest.mark.parametrize("axes", ["data=2,tensor=4", *(pytest.param(axes, marks=pytest.mark.slow)
-                                                      for axes in ("fsdp=8", "data=4,context=2"))])
+@pytest.mark.parametrize("axes", ["data=4,tensor=2", *(pytest.param(axes, marks=pytest.mark.slow)
+                                                      for axes in ("fsdp=8", "data=2,tensor=4", "data=4,context=2"))])
 def test_eight_devices_answer_as_one(engine, params, tiny_tokenizer, prompts, tmp_path, axes):
     folder = tmp_path / "model"
     store.save_model(folder, CONFIG, params)
@@ -186,6 +188,9 @@ def test_eight_devices_answer_as_one(engine, params, tiny_tokenizer, prompts, tm
     kernel = loaded.params["llm"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size < kernel.size
     assert loaded.generate(prompts, max_new_tokens=6) == engine.generate(prompts, max_new_tokens=6)
+    if axes == "data=4,tensor=2":       # both key heads and all rows are divided
+        keys = loaded._board.state.cache.k[0]
+        assert keys.addressable_shards[0].data.size * 8 == keys.size
     for mine, theirs in zip(loaded.score(prompts, row_length=96), engine.score(prompts, row_length=96), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=5e-5)
 

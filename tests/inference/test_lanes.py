@@ -63,7 +63,8 @@ def prompts():
 
 
 def run(params, p, *, new=NEW, stop=(), **options):
-    return generate(MODEL, params, p.tokens, p.lengths, p.image_index, p.visual, max_new_tokens=new, stop=stop,
+    stops = (*stop, *[-1] * (4 - len(stop)))        # of one size, for one set of programs
+    return generate(MODEL, params, p.tokens, p.lengths, p.image_index, p.visual, max_new_tokens=new, stop=stops,
                     **options)
 
 
@@ -129,7 +130,7 @@ def test_a_row_stops_and_the_others_go_on(params, prompts):
 
 def test_fewer_tokens_are_a_prefix(params, prompts):
     whole = run(params, prompts)
-    assert (run(params, prompts, new=1) == whole[:, :1]).all()
+    assert (run(params, prompts, new=1, concurrent=256) == whole[:, :1]).all()
 
 
 def test_pictures_matter(params, prompts):
@@ -201,7 +202,7 @@ def one_by_one(params, requests, visual):
     return found
 
 
-@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 4), (2, 3), (4, 1), (3, 16)])
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 4), (2, 3), (4, 1)])
 def test_questions_on_shared_pictures_are_answered_as_if_alone(params, rows, count):
     """Whatever the lanes, and although they are refilled while others go on."""
     requests, visual = questions(17)
@@ -210,7 +211,7 @@ def test_questions_on_shared_pictures_are_answered_as_if_alone(params, rows, cou
 
 def test_lanes_are_used_again(params):
     """What earlier pictures and questions left in the cache is seen by nobody."""
-    held = board(params, 2, 2)
+    held = board(params, 2, 3)
     first, pictures = questions(9)
     second, others = questions(9, seed=4)
     expected = answers(held, second, others)
@@ -230,7 +231,8 @@ def test_a_picture_is_begun_once_and_programs_are_few(params, monkeypatch):
     programs = (lanes.begin, lanes.ask, lanes.advance)
     monkeypatch.setattr(lanes, "begin", counted)
     before = sum(program._cache_size() for program in programs)
-    answers(board(params, 2, 5), requests, visual)
+    found = answers(board(params, 3, 16), requests, visual)
+    assert found == one_by_one(params, requests, visual)
     assert len(begun) == 5 and sum(program._cache_size() for program in programs) == before + 3
 
 
@@ -240,7 +242,7 @@ def test_draws_are_the_requests_own(params):
     warm = [dataclasses.replace(request, temperature=1.5, limit=NEW) for request in requests]
     whole = answers(board(params, 2, 3), warm, visual)
     order = np.random.default_rng(0).permutation(12)[:7]
-    part = answers(board(params, 1, 2), [warm[k] for k in order], visual)
+    part = answers(board(params, 1, 4), [warm[k] for k in order], visual)
     assert part == [whole[k] for k in order]
     assert whole != answers(board(params, 2, 3), warm, visual, seed=1)
     mixed = [dataclasses.replace(r, temperature=0.0) if k % 2 else r for k, r in enumerate(warm)]
@@ -248,10 +250,11 @@ def test_draws_are_the_requests_own(params):
     assert answers(board(params, 2, 3), mixed, visual) == [cold[k] if k % 2 else whole[k] for k in range(12)]
 
 
-@pytest.mark.parametrize("sizes", [{"data": 4, "tensor": 2}, {"data": 1, "fsdp": 8}])
+@pytest.mark.parametrize("sizes", [pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow),
+                                   {"data": 1, "fsdp": 8}])
 def test_eight_devices_answer_as_one(params, sizes):
     requests, visual = questions(17)
-    expected = answers(board(params, 4, 2), requests, visual)
+    expected = one_by_one(params, requests, visual)
     mesh = make_mesh(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))

@@ -20,7 +20,7 @@ from spatialllm_jax.models.spatialllm import SpatialLLM
 from spatialllm_jax.parallel.mesh import read_mesh
 from tests.conftest import random_params
 
-NANO = preset("nano")
+NANO = preset("nano_clip")
 CONFIG = NANO.replace(llm=dataclasses.replace(NANO.llm, vocab_size=512))
 SETTINGS = ChatSettings("compact", "look", 16, "stretch")
 NEW = 10
@@ -30,7 +30,8 @@ NEW = 10
 def engine(tiny_tokenizer):
     # Committed to a device, as loaded weights are.
     params = jax.device_put(random_params(CONFIG), jax.devices()[0])
-    return Engine(SpatialLLM(CONFIG), params, tiny_tokenizer, SETTINGS, batch_size=4)
+    # Images in batches of `Live`'s sizes, so that both run the same compiled encoders.
+    return Engine(SpatialLLM(CONFIG), params, tiny_tokenizer, SETTINGS, batch_size=4, image_batches=(1, 8))
 
 
 @pytest.fixture(scope="module")

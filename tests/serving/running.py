@@ -25,14 +25,16 @@ from spatialllm_jax.serving.service import Service
 from spatialllm_jax.serving.worker import Worker
 from tests.conftest import random_params
 
-NAME, NEW, CONTEXT = "tiny", 24, 128
-NANO = preset("nano")
+# Every size is a program to compile: one encoder, and questions of one width.
+NAME, NEW, CONTEXT = "tiny", 24, 80
+NANO = preset("nano_clip")
 CONFIG = NANO.replace(llm=dataclasses.replace(NANO.llm, vocab_size=512))
 SETTINGS = ChatSettings("compact", "look", 168, "pad")
 
 
 def tiny_engine(tokenizer):
-    return Engine(SpatialLLM(CONFIG), random_params(CONFIG), tokenizer, SETTINGS, batch_size=4)
+    # Images in batches of the server's sizes, so that both run its compiled encoders.
+    return Engine(SpatialLLM(CONFIG), random_params(CONFIG), tokenizer, SETTINGS, batch_size=4, image_batches=(1, 8))
 
 
 def tiny_worker(engine, concurrent=4, new=NEW, context=CONTEXT):

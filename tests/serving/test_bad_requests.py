@@ -17,9 +17,9 @@ from spatialllm_jax.serving import protocol, run
 from spatialllm_jax.serving.errors import RequestError
 from spatialllm_jax.serving.limits import Limits
 from spatialllm_jax.serving.metrics import Metrics
-from tests.serving.running import NAME, asking, data_url, png, post, serving, until
+from tests.serving.running import CONTEXT, NAME, asking, data_url, png, post, serving, until
 
-SHAPE = Shape(4, 1, 16, 112, 24)
+SHAPE = Shape(4, 1, 16, CONTEXT - 16, 24)
 PNG = data_url(png())
 
 
@@ -68,7 +68,7 @@ CASES = {
                           "not a picture that can be read"),
     "two pictures": (messages(asking("x", PNG, PNG)), 400, "2 pictures are more than 1"),
     "1,000 pictures": (messages(asking("x", *["data:image/png;base64,AA=="] * 1000)), 400, "1000 pictures"),
-    "too long": (messages({"role": "user", "content": "cat dog " * 900}), 400, "may have 128"),
+    "too long": (messages({"role": "user", "content": "cat dog " * 400}), 400, f"may have {CONTEXT}"),
     "far too long": (messages({"role": "user", "content": "x" * 10_000}), 400, "10,000 characters"),
     "several answers": (body(n=2), 400, "n: is not supported"),
     "log-probabilities": (body(logprobs=True), 400, "give `options`"),

@@ -1,6 +1,7 @@
 """The server as the `openai` package sees it, and the same answers through every door."""
 
 import concurrent.futures
+import dataclasses
 import io
 import sys
 
@@ -14,7 +15,7 @@ from spatialllm_jax.data import images
 from spatialllm_jax.inference import live
 from spatialllm_jax.inference.prompts import Prompt, picture_id
 from spatialllm_jax.questions.types import Region
-from tests.serving.running import NAME, NEW, asking, data_url, model_folder, png, post, serving
+from tests.serving.running import CONTEXT, NAME, NEW, asking, data_url, model_folder, png, post, serving
 
 QUESTION = "What is this?"
 
@@ -99,7 +100,10 @@ def test_ends_of_answers(client):
 
 def test_options_are_scored(client, tiny):
     data, options = png(5), ("cat", "dog", "a wall")
-    scores = tiny.score([Prompt(picture_id(data), data, QUESTION, options)], row_length=96)[0]
+    # In rows of the server's size; `tests/inference/test_live.py` compares with others.
+    alone = dataclasses.replace(tiny, batch_size=1)
+    scores = alone.score([Prompt(picture_id(data), data, QUESTION, options)], row_length=CONTEXT + NEW,
+                         branches=live.MOST_OPTIONS)[0]
     for stream in (False, True):
         found = said(client, asking(QUESTION, data_url(data)), extra_body={"options": list(options)}, stream=stream)
         if stream:

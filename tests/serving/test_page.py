@@ -166,6 +166,20 @@ def test_forms_say_what_is_missing_and_options_are_scored(page):
     assert [bar.get_property("textContent") for bar in page.find("#talk article .bar span")] == ["cat", "dog"]
 
 
+def test_on_a_phone_the_answer_is_in_sight(browser, page):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        page.draw(0.1, 0.2, 0.6, 0.8, "touch")
+        page.ask("What is this?")
+        top, bottom, height, width = browser.execute_script(
+            "const box = document.querySelector('#talk article .said').getBoundingClientRect();"
+            "return [box.top, box.bottom, innerHeight, document.documentElement.scrollWidth]")
+        assert 0 <= top < bottom <= height == 844 and width == 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_busy_and_gone_are_said_plainly(browser, page, worker, server):
     service = server.service
     service.under_way += service.most

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from launch import bench_serve, chat, serve
+from launch import ask, bench_serve, chat, serve
 from spatialllm_jax import serving
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.serving import run
@@ -14,12 +14,22 @@ from tests.serving.running import png
 @pytest.mark.parametrize(("command", "arguments", "said"), [
     (serve, ["--model", "missing/model", "--port", "0"], "missing/model"),
     (serve, ["--model", "m", "--queue", "-1"], "--queue -1 must not be negative"),
-    (serve, ["--model", "m", "--max-body", "0"], "--max-body 0 must be positive"),
+    *((serve, ["--model", "m", "--max-body", size], f"--max-body {size} must be a positive number of MiB")
+      for size in ("0", "nan", "inf")),
+    (serve, ["--model", "m", "--max-body", "1e-9"], "--max-body 0 must be positive"),
+    (serve, ["--model", "m", "--request-timeout", "nan"], "--request-timeout nan must be positive"),
+    *((serve, ["--model", "m", "--port", port], f"--port {port} must be from 0 to 65535") for port in ("99999", "-1")),
+    (serve, ["--model", "m", "--host", "a..b", "--port", "0"], r"--host a\.\.b --port 0: .*no name of a host"),
+    (serve, ["--model", "m", "--port", "0", "--max-new-tokens", "0"], "--max-new-tokens 0 must be at least 1"),
+    (serve, ["--model", "m", "--port", "0", "--concurrent", "3", "--per-picture", "2"], "multiple of --per-picture 2"),
     (serve, ["--model", "m", "--host", "203.0.113.7", "--port", "0"], "--host 203.0.113.7 --port 0: cannot listen"),
     (chat, ["--model", "m", "--image", "missing.png"], "--image missing.png cannot be read"),
     (chat, ["--model", "missing/model"], "missing/model"),
-    (chat, ["--model", "m", "--temperature", "-1"], "--temperature -1 must not be negative"),
-    (chat, ["--model", "m", "--top-p", "2"], "--top-p 2 must be from 0 to 1"),
+    *((command, ["--model", "m", "--temperature", heat, *more], f"--temperature {heat} must be a number, and not nega")
+      for heat in ("-1", "nan", "inf") for command, more in ((chat, []), (ask, ["What?", "--image", "m"]))),
+    *((command, ["--model", "m", "--max-new-tokens", "0", *more], "--max-new-tokens 0 must be at least 1")
+      for command, more in ((chat, []), (ask, ["What?", "--image", "m"]))),
+    *((chat, ["--model", "m", "--top-p", share], f"--top-p {share} must be from 0 to 1") for share in ("2", "nan")),
 ])
 def test_mistakes(command, arguments, said):
     with pytest.raises(UserError, match=said):
