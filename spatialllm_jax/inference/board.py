@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,12 +20,15 @@ from jaxtyping import Int
 from spatialllm_jax.data.chat import Encoded
 from spatialllm_jax.inference import lanes
 from spatialllm_jax.models.spatialllm import SpatialLLM
+from spatialllm_jax.parallel.rules import MESH_AXES
 
-# Pictures and questions are taken up so many at a time, by programs of that size.
+# Pictures and questions are taken up so many at a time, by programs of about that size.
 _BEGIN, _ASK = 8, 16
+_READ = 512             # tokens of questions that are read side by side, at a time
 # Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
 _WIDTHS = (64, 256)
 _WARM_TURNS = 4
+_WORD = 1 << 32
 _NOBODY = object()      # the group of a row that holds no picture yet
 
 Visual = Callable[[Sequence[Any]], jax.Array]
@@ -69,21 +73,30 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The programs that take up pictures and questions: so many at a time, so many tokens wide, ascending.
+    """The programs that take up pictures and rows of questions: so many at a time, so many tokens wide, ascending.
 
     What is fewer or shorter is padded. Every size is compiled with every width of its kind.
+
+    Attributes:
+        beside: questions in a row, at most.
     """
 
     pictures: tuple[int, ...]
     prefixes: tuple[int, ...]
     questions: tuple[int, ...]
     widths: tuple[int, ...]
+    beside: int = 1
 
 
 def one_size(shape: lanes.Shape) -> Sizes:
     """For requests that are all there: few programs, each full nearly always."""
-    return Sizes((min(_BEGIN, shape.rows),), (shape.prefix,), (min(_ASK, shape.rows * shape.lanes),),
-                 (shape.question,))
+    width = max(shape.read, shape.question)
+    rows = min(_ASK, shape.rows * shape.lanes) if width == shape.question else max(1, _READ // width)
+    # Where rows are split over devices, no device is left without one.
+    mesh = jax.sharding.get_abstract_mesh().shape
+    ways = math.prod(mesh.get(axis, 1) for axis in MESH_AXES["batch"])
+    return Sizes((min(_BEGIN, shape.rows),), (shape.prefix,), (-(-max(1, rows) // ways) * ways,), (width,),
+                 1 if width == shape.question else shape.lanes)
 
 
 def any_size(shape: lanes.Shape) -> Sizes:
@@ -104,6 +117,9 @@ class _Seat:
     request: Request
     arrival: int
     told: int = 0
+
+
+_Asked = tuple[int, int, _Seat]     # its row and lane
 
 
 @dataclasses.dataclass
@@ -222,7 +238,7 @@ class Board:
         for sampled in (False, True):
             seat = _Seat(None, Request(None, dummy, dummy, 1, float(sampled)), 0)
             for size, width in itertools.product(self.sizes.questions, self.sizes.widths):
-                self._ask([(nowhere, 0, seat)], size, width)
+                self._ask([[(nowhere, 0, seat)]], size, width)
                 yield
             self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(1),
                                        np.int32(1), sampled=sampled)
@@ -238,17 +254,17 @@ class Board:
         for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
                                         self.sizes.prefixes):
             self._begin(part, size, width, visual)
-        for part, size, width in _parts(asked, lambda one: one[2].request.after.length, self.sizes.questions,
+        for rows, size, width in _parts(_side_by_side(asked, self.sizes), _read, self.sizes.questions,
                                         self.sizes.widths):
-            self._ask(part, size, width)
+            self._ask(rows, size, width)
         return bool(asked)
 
-    def _placed(self) -> tuple[list[tuple[int, _Seat]], list[tuple[int, int, _Seat]]]:
+    def _placed(self) -> tuple[list[tuple[int, _Seat]], list[_Asked]]:
         """(pictures that go into rows, questions that go into lanes): first where their picture is."""
         free = {row: [lane for lane in range(self.shape.lanes) if (row, lane) not in self.seats]
                 for row in range(self.shape.rows)}
         fresh: list[tuple[int, _Seat]] = []
-        asked: list[tuple[int, int, _Seat]] = []
+        asked: list[_Asked] = []
 
         def fill(row: int, group: Any) -> None:
             queue = self.waiting[group]
@@ -282,18 +298,30 @@ class Board:
         self.state = lanes.begin(self.model, self.params, self.shape, self.state, _numbers(row for row, _ in padded),
                                  tokens, lengths, index, visual([seat.ticket for _, seat in padded]))
 
-    def _ask(self, questions: Sequence[tuple[int, int, _Seat]], size: int, width: int) -> None:
-        padded = [*questions, *[(self.shape.rows, 0, questions[0][2])] * (size - len(questions))]
-        asked = [seat.request for _, _, seat in padded]
-        tokens, index, lengths = _stacked([request.after for request in asked], width)
-        sampled = _sampled(asked)
-        keys = lanes.request_keys(_words(r.seed for r in asked), _words(r.number for r in asked)) if sampled else \
-            np.zeros((size, *self.state.key.shape[2:]), np.uint32)
+    def _ask(self, rows: Sequence[Sequence[_Asked]], size: int, width: int) -> None:
+        padded = [*rows, *[[(self.shape.rows, self.shape.lanes, rows[0][0][2])]] * (size - len(rows))]
+        tokens, offset = np.zeros((2, size, width), np.int32)
+        asker, index = np.full((2, size, width), -1, np.int32)
+        beside = (size, self.sizes.beside)
+        into, ends, limits = np.full(beside, self.shape.lanes, np.int32), *np.ones((2, *beside), np.int32)
+        seeds, numbers = np.zeros((2, *beside), np.uint32)
+        temperature, top_p = np.zeros(beside, np.float32), np.ones(beside, np.float32)
+        for row, questions in enumerate(padded):
+            start = 0
+            for k, (_, lane, seat) in enumerate(questions):
+                request, after = seat.request, seat.request.after
+                place = slice(start, start := start + after.length)
+                tokens[row, place], index[row, place] = after.tokens, after.image_index
+                offset[row, place], asker[row, place] = np.arange(after.length), lane
+                into[row, k], ends[row, k], limits[row, k] = lane, start - 1, request.limit
+                seeds[row, k], numbers[row, k] = request.seed % _WORD, request.number % _WORD
+                temperature[row, k], top_p[row, k] = request.temperature, request.top_p
+        sampled = bool(temperature.any())
+        keys = lanes.request_keys(seeds, numbers) if sampled else np.zeros((*beside, *self.state.key.shape[2:]),
+                                                                           np.uint32)
         self.state = lanes.ask(
-            self.model, self.params, self.shape, self.state, _numbers(row for row, _, _ in padded),
-            _numbers(lane for _, lane, _ in padded), tokens, lengths, index, _numbers(r.limit for r in asked), keys,
-            np.array([r.temperature for r in asked], np.float32), np.array([r.top_p for r in asked], np.float32),
-            self.stops, sampled=sampled)
+            self.model, self.params, self.shape, self.state, _numbers(row[0][0] for row in padded), tokens, offset,
+            asker, index, into, ends, limits, keys, temperature, top_p, self.stops, sampled=sampled)
 
     def _events(self) -> list[Event]:
         """What is new in the lanes; who has ended leaves them."""
@@ -329,12 +357,27 @@ def _parts(items: Sequence[Any], length: Callable[[Any], int], sizes: Sequence[i
             yield alike[start:start + size], size, width
 
 
+def _side_by_side(asked: Sequence[_Asked], sizes: Sizes) -> list[list[_Asked]]:
+    """Rows of questions: those on one picture share rows as far as they fit, the longest first."""
+    if sizes.beside == 1:
+        return [[one] for one in asked]
+    rows: list[list[_Asked]] = []
+    for one in sorted(asked, key=lambda one: -_read([one])):
+        for row in rows:
+            if row[0][0] == one[0] and len(row) < sizes.beside and _read(row) + _read([one]) <= sizes.widths[-1]:
+                row.append(one)
+                break
+        else:
+            rows.append([one])
+    return rows
+
+
+def _read(row: Sequence[_Asked]) -> int:
+    return sum(seat.request.after.length for _, _, seat in row)
+
+
 def _sampled(requests: Iterable[Request]) -> bool:
     return any(request.temperature > 0 for request in requests)
-
-
-def _words(values: Iterable[int]) -> np.ndarray:
-    return np.array([value % (1 << 32) for value in values], np.uint32)
 
 
 def _numbers(values: Any) -> Int[np.ndarray, N]:

@@ -33,6 +33,8 @@ class Shape:
         lanes: questions at a time on each.
         prefix: tokens before a question, at most: system text and picture.
         question, new: tokens of a question and of an answer, at most.
+        read: tokens of the row in which questions on one picture are read side by side, `question` at least; 0 for one
+            question to a row.
     """
 
     rows: int
@@ -40,6 +42,7 @@ class Shape:
     prefix: int
     question: int
     new: int
+    read: int = 0
 
     @property
     def piece(self) -> int:
@@ -139,52 +142,57 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
-def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], lanes: Int[Array, G],
-        tokens: Int[Array, "G Q"], lengths: Int[Array, G], image_index: Int[Array, "G Q"], limits: Int[Array, G],
-        key: Array, temperature: Float[Array, G], top_p: Float[Array, G], stops: Int[Array, "*"], *,
-        sampled: bool) -> State:
-    """Puts G questions into free lanes and picks the first token of each answer.
+def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], tokens: Int[Array, "G Q"],
+        offset: Int[Array, "G Q"], asker: Int[Array, "G Q"], image_index: Int[Array, "G Q"], lanes: Int[Array, "G N"],
+        ends: Int[Array, "G N"], limits: Int[Array, "G N"], key: Array, temperature: Float[Array, "G N"],
+        top_p: Float[Array, "G N"], stops: Int[Array, "*"], *, sampled: bool) -> State:
+    """Puts up to N questions on each of G pictures into free lanes and picks the first token of each answer.
 
     Args:
-        rows, lanes: of each question; rows are `shape.rows` for one that is none.
-        tokens, lengths: the prompt behind its picture, padded to Q, at most `shape.question`; at least one token.
+        rows: of the picture that each row of questions is about; a picture may have several.
+        tokens, offset, asker: the prompts behind their picture, side by side; each token's place in its question, and
+            the lane that it goes into, -1 for none.
         image_index: of visual tokens among them (a caption's prompt ends in one).
+        lanes, ends: of each question: its lane, and where its last token is; lanes are `shape.lanes` for one that is
+            none.
         limits: tokens of the answer, from 1 to `shape.new`.
         key: random key data, one per question.
         sampled: whether any temperature is not 0.
     """
     width = tokens.shape[1]
-    at = jnp.arange(width)
-    valid = (at < lengths[:, None]).astype(jnp.int32)
-    # The row's picture, side by side with the questions: a cache as if each were alone.
+    valid = (asker >= 0).astype(jnp.int32)
+    # The picture, side by side with the questions, which do not see each other: branches of the row.
     cache = jax.tree.map(
         lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, width), (0, 0)]), state.cache)
-    seen = jnp.concatenate([state.owner[rows, :shape.prefix], valid], axis=1)
-    slot = jnp.broadcast_to(jnp.arange(shape.prefix + width), seen.shape)
-    mask = Mask(valid, seen, 0 * valid, 0 * seen, slot[:, shape.prefix:], slot)
-    positions = state.prefix[rows][:, None] + at
+    pictured = state.owner[rows, :shape.prefix]
+    slot = jnp.broadcast_to(jnp.arange(shape.prefix + width), (len(rows), shape.prefix + width))
+    mask = Mask(valid, jnp.concatenate([pictured, valid], axis=1), asker + 1,
+                jnp.concatenate([0 * pictured, asker + 1], axis=1), slot[:, shape.prefix:], slot)
+    positions = state.prefix[rows][:, None] + offset
     prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, state.visual[rows],
                                  image_index, method="decode")
     hidden, cache = prefilled
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, ends[:, :, None], axis=1)
+    lengths = jnp.take_along_axis(offset, ends, axis=1) + 1
     token = _pick(model, params, last, key, jnp.zeros_like(lengths), temperature, top_p, sampled)
 
-    start = shape.prefix + lanes * shape.piece
-    places = start[:, None] + jnp.arange(shape.piece)
-    owner = jnp.where(jnp.arange(shape.piece) < lengths[:, None], lanes[:, None] + 2, 0)
-    answer = jnp.full((len(rows), shape.new), -1, jnp.int32).at[:, 0].set(token)
+    row, start = rows[:, None], shape.prefix + lanes * shape.piece
+    places = start[:, :, None] + jnp.arange(shape.piece)
+    owner = jnp.where(jnp.arange(shape.piece) < lengths[:, :, None], lanes[:, :, None] + 2, 0)
+    answer = jnp.full((*lanes.shape, shape.new), -1, jnp.int32).at[:, :, 0].set(token)
+    kept = jnp.where(asker < 0, shape.slots, shape.prefix + asker * shape.piece + offset)
 
     def put(ours: Array, new: Array) -> Array:
-        return ours.at[rows, lanes].set(new, mode="drop")
+        return ours.at[row, lanes].set(new, mode="drop")
 
     def held(ours: Array, new: Array) -> Array:
         pieces = rearrange(new[:, :, :, shape.prefix:], "l g k q d -> g q l k d")
-        return ours.at[:, rows[:, None], :, places[:, :width]].set(pieces, mode="drop")
+        return ours.at[:, row, :, kept].set(pieces, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, cache),
-        owner=state.owner.at[rows[:, None], places].set(owner, mode="drop"), token=put(state.token, token),
-        position=put(state.position, state.prefix[rows] + lengths), slot=put(state.slot, start + lengths),
+        owner=state.owner.at[row[:, :, None], places].set(owner, mode="drop"), token=put(state.token, token),
+        position=put(state.position, state.prefix[row] + lengths), slot=put(state.slot, start + lengths),
         left=put(state.left, limits - 1), active=put(state.active, ~jnp.isin(token, stops) & (limits > 1)),
         out=put(state.out, answer), made=put(state.made, jnp.ones_like(lengths)), key=put(state.key, key),
         temperature=put(state.temperature, temperature), top_p=put(state.top_p, top_p))
@@ -230,9 +238,9 @@ def release(state: State, left: Bool[Array, "R K"]) -> State:
 
 
 @jax.jit
-def request_keys(seeds: UInt32[Array, G], numbers: UInt32[Array, G]) -> Array:
+def request_keys(seeds: UInt32[Array, "*"], numbers: UInt32[Array, "*"]) -> Array:
     """Random key data of requests: what is drawn for one comes from its seed and its number alone."""
-    return jax.random.key_data(jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
+    return jax.random.key_data(jnp.vectorize(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
         seeds, numbers))
 
 

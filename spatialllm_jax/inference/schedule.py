@@ -13,6 +13,9 @@ from spatialllm_jax.inference.board import Board, Request
 from spatialllm_jax.inference.prompts import bucket
 from spatialllm_jax.models.spatialllm import SpatialLLM
 
+_READ = 256         # tokens of a row of questions
+_SPARE = 1.06       # rows are longer than their questions in the mean: seldom does one not fit
+
 
 def divided(encoded: Encoded, shape: lanes.Shape | None = None) -> tuple[Encoded, Encoded]:
     """A prompt in two: up to its last visual token, and what comes behind, one token at least.
@@ -39,13 +42,22 @@ def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.
     Args:
         held: lanes that are there: kept, if the requests fit, because another shape is another set of programs.
     """
-    before = max(1, -(-max(request.before.length for request in requests) // 64)) * 64
-    after = bucket(max(request.after.length for request in requests), 16)
+    before = _ceil(max(request.before.length for request in requests), 16)
+    lengths = [request.after.length for request in requests]
+    after = bucket(max(lengths), 16)
     if held is not None and held.new == new and held.prefix >= before and held.question >= after:
         return held
     each = len(requests) / len({request.group for request in requests})
     per_picture = min(concurrent, 1 << max(0, round(np.log2(each))))
-    return lanes.Shape(max(1, concurrent // per_picture), per_picture, before, after, new)
+    # Questions on a picture are read side by side: rows of all of them, or so many as have _READ tokens in the mean.
+    mean = float(np.mean(lengths))
+    beside = max(1, min(per_picture, round(_READ / mean)))
+    read = max(after, _ceil(round(_SPARE * mean * beside), 16)) if beside > 1 else 0
+    return lanes.Shape(max(1, concurrent // per_picture), per_picture, before, after, new, read)
+
+
+def _ceil(length: int, step: int) -> int:
+    return max(1, -(-length // step)) * step
 
 
 def generate(model: SpatialLLM, params: Any, tokens: Int[np.ndarray, "B P"], lengths: Int[np.ndarray, B],

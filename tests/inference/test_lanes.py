@@ -11,7 +11,7 @@ import pytest
 from spatialllm_jax.data.chat import Encoded
 from spatialllm_jax.inference import lanes
 from spatialllm_jax.inference.board import Board, Request
-from spatialllm_jax.inference.schedule import divided, generate
+from spatialllm_jax.inference.schedule import divided, fitting, generate
 from spatialllm_jax.models.presets import preset
 from spatialllm_jax.models.spatialllm import SpatialLLM
 from spatialllm_jax.parallel.mesh import make_mesh
@@ -156,8 +156,8 @@ def test_sampling_follows_the_softmax(params, prompts):
     assert (run(params, many, new=1, concurrent=256, temperature=2.0, seed=1)[:, 0] != drawn).any()
 
 
-def board(params, rows, count, *, new=NEW, model=MODEL, stop=()):
-    shape = lanes.Shape(rows, count, 64, 16, new)
+def board(params, rows, count, read=0, *, new=NEW, model=MODEL, stop=()):
+    shape = lanes.Shape(rows, count, 64, 16, new, read)
     return Board(model, params, shape, np.array(stop, np.int32), lanes.empty(model, shape, PATCHES))
 
 
@@ -202,11 +202,40 @@ def one_by_one(params, requests, visual):
     return found
 
 
-@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 4), (2, 3), (4, 1)])
-def test_questions_on_shared_pictures_are_answered_as_if_alone(params, rows, count):
-    """Whatever the lanes, and although they are refilled while others go on."""
+@pytest.mark.parametrize(("rows", "count", "read"), [(1, 1, 0), (1, 4, 0), (2, 3, 0), (4, 1, 0), (3, 16, 40)])
+def test_questions_on_shared_pictures_are_answered_as_if_alone(params, rows, count, read):
+    """Whatever the lanes, although they are refilled while others go on, and read side by side."""
     requests, visual = questions(17)
-    assert answers(board(params, rows, count), requests, visual) == one_by_one(params, requests, visual)
+    assert answers(board(params, rows, count, read), requests, visual) == one_by_one(params, requests, visual)
+
+
+def test_questions_share_rows(params, monkeypatch):
+    """Rows of 40 tokens take up several of 40 questions of 5 tokens in the mean, and none is lost."""
+    asked, ask = [], lanes.ask
+
+    def counted(model, params, shape, state, rows, tokens, offset, asker, index, into, *args, **kwargs):
+        asked.extend((into < shape.lanes).sum(axis=1)[rows < shape.rows].tolist())
+        return ask(model, params, shape, state, rows, tokens, offset, asker, index, into, *args, **kwargs)
+
+    monkeypatch.setattr(lanes, "ask", counted)
+    requests, visual = questions(40, pictures=1)
+    answers(board(params, 3, 16, 40), requests, visual)
+    assert sum(asked) == 40 and np.mean(asked) > 3
+
+
+@pytest.mark.parametrize("per_picture, lengths, expected", [
+    (1, [40, 20], lanes.Shape(16, 1, 16, 64, NEW)),
+    # Twelve of 40 tokens: six to a row of 256, and a little more room than they need.
+    (12, [40], lanes.Shape(1, 16, 16, 64, NEW, 256)),
+    (4, [40, 100], lanes.Shape(4, 4, 16, 128, NEW, 304))])
+def test_lanes_that_fit(per_picture, lengths, expected):
+    def encoded(length):
+        return Encoded(*[np.zeros(length, np.int32)] * 5, ())
+
+    requests = [Request(k // per_picture, encoded(9), encoded(lengths[k % len(lengths)]), 1) for k in range(48)]
+    shape = fitting(requests, 16, NEW)
+    assert shape == expected
+    assert fitting(requests[:7], 16, NEW, held=shape) is shape
 
 
 def test_lanes_are_used_again(params):
@@ -242,7 +271,7 @@ def test_draws_are_the_requests_own(params):
     warm = [dataclasses.replace(request, temperature=1.5, limit=NEW) for request in requests]
     whole = answers(board(params, 2, 3), warm, visual)
     order = np.random.default_rng(0).permutation(12)[:7]
-    part = answers(board(params, 1, 4), [warm[k] for k in order], visual)
+    part = answers(board(params, 1, 4, 24), [warm[k] for k in order], visual)
     assert part == [whole[k] for k in order]
     assert whole != answers(board(params, 2, 3), warm, visual, seed=1)
     mixed = [dataclasses.replace(r, temperature=0.0) if k % 2 else r for k, r in enumerate(warm)]
@@ -258,7 +287,7 @@ def test_eight_devices_answer_as_one(params, sizes):
     mesh = make_mesh(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))
-        held = board(placed, 4, 2, model=SpatialLLM(CONFIG.replace(unroll=2)))     # a program of its own
+        held = board(placed, 4, 2, 24, model=SpatialLLM(CONFIG.replace(unroll=2)))     # a program of its own
         assert answers(held, requests, visual) == expected
         if sizes.get("tensor"):
             assert held.state.cache.k[0].addressable_shards[0].data.size * 8 == held.state.cache.k[0].size
