@@ -83,24 +83,27 @@ class Engine:
     _board: Board | None = dataclasses.field(default=None, repr=False)
 
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
-              show_progress: bool = False) -> list[np.ndarray]:
+              pixels: Mapping[Picture | None, np.ndarray] | None = None, show_progress: bool = False,
+              ) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order; see `likelihoods`."""
         return [found.logp for found in self.likelihoods(
-            prompts, row_length=row_length, branches=branches, show_progress=show_progress)]
+            prompts, row_length=row_length, branches=branches, pixels=pixels, show_progress=show_progress)]
 
     def likelihoods(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
-                    show_progress: bool = False) -> list[Likelihoods]:
+                    pixels: Mapping[Picture | None, np.ndarray] | None = None, show_progress: bool = False,
+                    ) -> list[Likelihoods]:
         """What the model thinks of every option of every prompt, in order.
 
         Args:
             row_length: tokens of a row, which holds as many options of a picture's questions as fit.
             branches: most options of a row, where one program has to serve later calls as well; 0 for what fits.
+            pixels: see `visual`.
         """
         with self.devices():
-            return self._likelihoods(prompts, row_length, branches, show_progress)
+            return self._likelihoods(prompts, row_length, branches, pixels, show_progress)
 
-    def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int, show_progress: bool,
-                     ) -> list[Likelihoods]:
+    def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int,
+                     pixels: Mapping[Picture | None, np.ndarray] | None, show_progress: bool) -> list[Likelihoods]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
         branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         found = [Likelihoods(np.zeros(n := len(prompt.options)), np.zeros(n, bool), np.zeros(n, int))
@@ -109,7 +112,7 @@ class Engine:
         for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
             part = rows[start:start + self.batch_size]
             padded = part + [part[-1]] * (self.batch_size - len(part))
-            visual = self.visual([row.picture for row in padded])
+            visual = self.visual([row.picture for row in padded], pixels)
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
             scores, unlikely = jax.device_get(scoring.option_scores(
                 self.model, self.params, visual=visual, branches=branches, **arrays))
@@ -122,11 +125,13 @@ class Engine:
         return found
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
-                 top_p: float = 1.0, seed: int = 0, show_progress: bool = False) -> list[str]:
+                 top_p: float = 1.0, seed: int = 0, pixels: Mapping[Picture | None, np.ndarray] | None = None,
+                 show_progress: bool = False) -> list[str]:
         """The model's own words for every prompt, in order; captions end with their line.
 
         Args:
             temperature, top_p, seed: of the draws, see `board.Request`.
+            pixels: see `visual`.
         """
         requests = [self.request(prompt, max_new_tokens, temperature, top_p, seed) for prompt in prompts]
         answers = [""] * len(prompts)
@@ -141,7 +146,7 @@ class Engine:
             try:
                 with self.devices():
                     self._prepared(requests, max_new_tokens).answer(
-                        requests, lambda indices: self.visual([prompts[k] for k in indices]), done)
+                        requests, lambda indices: self.visual([prompts[k] for k in indices], pixels), done)
             except BaseException:
                 self._board = None      # lanes that were left are nobody's
                 raise

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import judge, predictions
 from spatialllm_jax.evaluation.answering import Plan, answer_all
@@ -66,6 +67,40 @@ def test_scoring_and_blanking(tmp_path):
     blind = Model()
     answer_all(asked, blind, tmp_path / "b.jsonl", Plan("score", blind=True))
     assert all(prompt.image is None and prompt.marks == () for prompt in blind.batches[0])
+
+
+class Seeing(Model):
+    """Makes pictures into arrays, and is given them back."""
+
+    features = None
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.given = [], []
+
+    def pixels(self, prompt):
+        self.made.append((images.decode(prompt.image, prompt.image_id)[0, 0].tolist(), prompt.marks))
+        return np.array([len(self.made)])
+
+    def generate(self, prompts, *, max_new_tokens=0, pixels=None):
+        self.given.append(pixels)
+        return super().generate(prompts)
+
+
+def test_a_picture_is_made_into_an_array_once(tmp_path):
+    """Also where a batch ends between finding out and asking; broken ones are skipped as ever."""
+    marks = (Region("0", (0, 0, 1, 1), ""),)
+    asked = [*(item(k) for k in range(5)), item(5, image=png(2)[:60], image_id="cut"), item(6), item(7, marks=marks)]
+    model = Seeing()
+    outcome = answer_all(asked, model, tmp_path / "p.jsonl", Plan("generate", chunk=2))
+    plain = answer_all(asked, Model(), tmp_path / "q.jsonl", Plan("generate", chunk=2))
+    assert outcome.lines == plain.lines and outcome.skipped == plain.skipped and "image of it" in str(outcome.skipped)
+    assert [pixel for pixel, _ in model.made] == [images.decode(png(k))[0, 0].tolist() for k in range(4)]
+    assert model.given == [{("i0", ()): [1]}, {("i1", ()): [2]}, {("i2", ()): [3], ("i3", ()): [4]}]
+    stored = Seeing()
+    stored.features = {}
+    answer_all(asked, stored, tmp_path / "r.jsonl", Plan("generate", chunk=2))
+    assert stored.made == [] and stored.given == [None] * 3
 
 
 def test_a_second_run_asks_only_what_is_missing(tmp_path):

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from launch import cli, evaluate, report
+from spatialllm_jax.data import images
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.evaluation import runs
+from spatialllm_jax.evaluation import benchmarks, runs
+from spatialllm_jax.evaluation.benchmarks import Source, items_of
 from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.models import store
 from tests.conftest import random_params
@@ -161,7 +163,11 @@ def test_a_model_folder_scores_as_it_did_before_there_were_other_benchmarks(tiny
     (folder / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
     tiny_tokenizer.save(folder)
     argv = ["--model", str(folder), "--data", tiny_dataset, "--batch-size", "4", "--row-length", "96", "--quiet"]
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *args: decoded.append(args) or decode(*args))
     found = evaluate.main([*argv, "--blind"])
+    items = list(items_of(benchmarks.get("spatial_vqa"), Source(Path(tiny_dataset))))
+    assert len(decoded) == len({(item.image_id, item.marks) for item in items}) > len({item.image_id for item in items})
     engine, records = load_engine(folder, batch_size=4), open_split(tiny_dataset, "test")
     asked = spatial_vqa.select([records[k] for k in range(len(records))])
     for name, file in runs.FILES.items():
