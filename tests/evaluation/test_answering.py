@@ -180,7 +180,8 @@ def test_the_judge_reads_only_what_no_rule_could(tmp_path):
     reader = Model(lambda prompt: next(said for key, said in verdicts.items() if f"Answer: {key}\n" in prompt.question))
     found = judge.judged(lines, reader, "judge-x", tmp_path / "judge.jsonl")
     # Right: q00 by rule. The feline is wrong (q01 wants the dog), the canine wrong (q02 wants the cat).
-    assert found == {"judge": "judge-x", "asked": 5, "read": 2, "right": 0, "failed": 0, "overall": 1 / 6}
+    counts = {"asked": 5, "read": 2, "right": 0, "nonsense": 2, "failed": 0}
+    assert found == {"judge": "judge-x", **counts, "overall": 1 / 6, "by_rule": {"choice": counts}}
     assert "right" not in reader.batches[0][0].question and reader.batches[0][0].image == b""
     idle = Model()
     assert judge.judged(lines, idle, "judge-x", tmp_path / "judge.jsonl") == found and idle.batches == []
@@ -190,3 +191,27 @@ def test_the_judge_reads_only_what_no_rule_could(tmp_path):
     assert judge.judged(lines, down, "other", tmp_path / "judge.jsonl")["failed"] == 5
     with pytest.raises(UserError, match="the judge: no key"):
         judge.judged(lines, Model(Reply(failure="no key", fatal=True)), "third", tmp_path / "judge.jsonl")
+
+
+def test_the_judge_reads_lengths_and_hours_and_is_not_believed_blindly(tmp_path):
+    """Right: within a quarter of 2 m, within an hour of 12. What it says must be JSON, and stand in the answer."""
+    asked = {"two and a half metres": '{"number": 2.5, "unit": "metres"}', "two, no: three metres": "NONE",
+             "one and a half feet": '```json\n{"number": 1.5, "unit": "feet"}\n```',
+             "about 2": '{"number": 2, "unit": "m"}',
+             "some metres": '{"number": 2, "unit": "metres"}', "a metre": "It says one metre.",
+             "half a metre": '{"number": "half", "unit": "metres"}', "a foot": '{"number": true, "unit": "feet"}'}
+    hours = {"at about one": '{"hour": 1}', "straight on": '{"hour": 12}', "at two or so": '{"hour": 2}',
+             "at three sharp": '{"hour": 3, "why": "it is"}', "four-ish": '{"hour": 4.0}', "five-ish": "5"}
+    items = [*(item(k, rule="metres", answer=2.0, options=(), layout="plain") for k in range(len(asked))),
+             *(item(10 + k, rule="clock", answer=12, options=(), layout="plain") for k in range(len(hours)))]
+    verdicts = {**asked, **hours}
+    lines = [predictions.line_of(question, text) for question, text in zip(items, verdicts, strict=True)]
+    assert not any(line["right"] for line in lines) and {line["parsed"] for line in lines} == {None}
+    reader = Model(lambda prompt: next(said for key, said in verdicts.items() if f"Answer: {key}\n" in prompt.question))
+    found = judge.judged(lines, reader, "j", tmp_path / "judge.jsonl")
+    assert found["by_rule"] == {"metres": {"asked": 8, "read": 2, "right": 1, "nonsense": 5, "failed": 0},
+                                "clock": {"asked": 6, "read": 2, "right": 1, "nonsense": 4, "failed": 0}}
+    assert found["read"] == 4 and found["right"] == 2 and found["nonsense"] == 9 and found["overall"] == 2 / 14
+    assert not any("2.0" in prompt.question for batch in reader.batches for prompt in batch)
+    idle = Model()
+    assert judge.judged(lines, idle, "j", tmp_path / "judge.jsonl") == found and idle.batches == []
