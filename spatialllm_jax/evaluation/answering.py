@@ -17,7 +17,8 @@ from spatialllm_jax.evaluation.endpoints import Reply
 from spatialllm_jax.evaluation.items import Item, Skipped
 from spatialllm_jax.inference.prompts import Picture, Prompt
 
-_NAME = "of it"        # of a question's picture, in sentences about the question
+_NAME = "of it"         # of a question's picture, in sentences about the question
+_KEPT_BYTES = 1 << 29   # of pictures that have been made into arrays
 
 
 class Answerer(Protocol):
@@ -124,18 +125,22 @@ class _Pictures:
 
     def check(self, item: Item) -> None:
         """Raises `images.ImageError` for one that is none."""
-        if item.image is None or self._plan.blind or item.image_id in self._sound:
+        if self._plan.blind:
             return
-        if self._pixels is None or (self._stored and not item.marks):      # features are read, not pixels
-            images.decode(item.image, _NAME)
-        else:
-            prompt = _prompt(item, self._plan)
-            self._kept[prompt.picture] = self._pixels(dataclasses.replace(prompt, image_id=_NAME))
-        self._sound.add(item.image_id)
+        for one in _prompt(item, self._plan).each:
+            if one.image is None or one.image_id in self._sound:
+                continue
+            if self._pixels is None or (self._stored and not one.marks):      # features are read, not pixels
+                images.decode(one.image, _NAME)
+            else:
+                pixels = self._pixels(dataclasses.replace(one, image_id=_NAME))
+                if sum(array.nbytes for array in self._kept.values()) < _KEPT_BYTES:
+                    self._kept[one.picture] = pixels
+            self._sound.add(one.image_id)
 
     def taken(self, prompts: Sequence[Prompt]) -> dict[Picture | None, np.ndarray]:
         """What is kept of these prompts' pictures, and is kept no longer."""
-        distinct = dict.fromkeys(prompt.picture for prompt in prompts)
+        distinct = dict.fromkeys(picture for prompt in prompts for picture in prompt.pictures)
         return {picture: self._kept.pop(picture) for picture in distinct if picture in self._kept}
 
 
@@ -154,8 +159,9 @@ def _unfit(item: Item, order: dict[str, None], known: dict[str, Any], pictures: 
 
 
 def _prompt(item: Item, plan: Plan) -> Prompt:
-    shown, marks = (None, ()) if plan.blind else (item.image, item.marks)
-    return Prompt(item.image_id, shown, item.prompt, item.candidates if plan.mode == "score" else (), marks)
+    (name, image), *more = ((name, None if plan.blind else image) for name, image in item.pictures)
+    return Prompt(name, image, item.text, item.candidates if plan.mode == "score" else (),
+                  () if plan.blind else item.marks, more=tuple(more))
 
 
 def _answered(items: Sequence[Item], model: Any, plan: Plan, pictures: _Pictures,

@@ -103,6 +103,27 @@ def test_a_picture_is_made_into_an_array_once(tmp_path):
     assert stored.made == [] and stored.given == [None] * 3
 
 
+def test_questions_about_several_pictures(tmp_path):
+    """All pictures are checked, made into arrays once, and blanked together."""
+    def more(*names):
+        return tuple((f"i{k}", png(k)) for k in names)
+
+    asked = [item(0, more=more(1, 2)), item(2, more=more(0)), item(4, more=(("cut", png(2)[:60]),)),
+             item(6, question="Is <image 2> like <image 1>?", more=more(0))]
+    model = Seeing()
+    outcome = answer_all(asked, model, tmp_path / "p.jsonl", Plan("generate"))
+    assert [str(entry).partition(":")[0] for entry in outcome.skipped] == ["question q04"]
+    prompts = model.batches[0]
+    assert [prompt.pictures for prompt in prompts] == [
+        (("i0", ()), ("i1", ()), ("i2", ())), (("i1", ()), ("i0", ())), (("i0", ()), ("i3", ()))]
+    assert [one.image for one in prompts[2].each] == [png(0), png(3)]
+    assert prompts[2].question.startswith("Is <image> like <image>?\n") and prompts[0].places == 4
+    assert model.given == [{(f"i{k}", ()): [k + 1] for k in range(4)}]
+    blind = Model()
+    answer_all(asked, blind, tmp_path / "b.jsonl", Plan("generate", blind=True))
+    assert [prompt.pictures for prompt in blind.batches[0]] == [(("", ()),) * n for n in (3, 2, 2, 2)]
+
+
 def test_a_second_run_asks_only_what_is_missing(tmp_path):
     file, items = tmp_path / "p.jsonl", [item(k) for k in range(9)]
     whole = answer_all(items, Model(), tmp_path / "whole.jsonl", Plan("generate", chunk=3))

@@ -16,6 +16,7 @@ from PIL import Image
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import benchmarks, predictions, rules
 from spatialllm_jax.evaluation.benchmarks import Source
+from spatialllm_jax.evaluation.benchmarks.files import image_id
 from spatialllm_jax.evaluation.items import Item, Skipped, rotations
 from spatialllm_jax.evaluation.tally import tally, with_headline
 
@@ -269,6 +270,56 @@ def test_any_vlmevalkit_tsv(tmp_path):
     assert tree["overall"]["acc"] == 4 / 5 and tree["by_group"]["nature"]["acc"] == 0.5
     # Questions 3, 4, 5 and 6; 3 is wrong under one of its rotations.
     assert tree["variants"]["circular"]["overall"]["acc"] == 3 / 4
+
+
+def test_tsv_with_several_pictures_per_question(tmp_path):
+    """A list as VLMEvalKit writes it, in front of the question or where MMMU and MUIRBench name its pictures."""
+    three = str([b64(1), b64(2), b64(3)])
+    two = {"A": "cat", "B": "dog", "answer": "B"}
+    rows = [{"index": 1, "image": three, "question": "Which of them?", **two},
+            {"index": 2, "image": "1", "question": "Is <image 3> like <image 1>, or <image 3>?", **two},
+            {"index": 3, "image": three, "question": "Of <image>, is it", "A": "<image>", "B": "<image>",
+             "answer": "A"},
+            {"index": 4, "image": three, "question": "See <image 2>.", "answer": "yes"},
+            {"index": 5, "image": str([b64(4)]), "question": "What is in <image 1>?", "answer": "a cat"},
+            {"index": 6, "image": three, "question": "Of <image> and <image>?", "answer": "a cat"},
+            {"index": 7, "image": three, "question": "See <image 4>.", "answer": "a cat"},
+            {"index": 8, "image": "[" + 70 * "x" + "]", "question": "What?", "answer": "a cat"},
+            {"index": 9, "image": str([b64(1), "gone.png"]), "question": "What?", "answer": "a cat"},
+            {"index": 10, "image": str([[]] * 40), "question": "What?", "answer": "a cat"}]
+    items, skipped = read("tsv", write_tsv(tmp_path / "any.tsv", rows))
+
+    def shown(item):
+        assert all(name == image_id(image) for name, image in item.pictures)
+        return [image for _, image in item.pictures]
+
+    assert [len(item.more) for item in items] == [2, 2, 2, 2, 0]
+    assert [shown(item) for item in items] == [[png(k) for k in ks] for ks in (
+        (1, 2, 3), (3, 1, 3), (1, 2, 3), (2,), (4,))]
+    assert items[0].text == items[0].prompt and "<image" not in items[0].text
+    assert items[1].text.startswith("Question: Is <image> like <image>, or <image>?\n")
+    assert items[2].text.count("<image>") == 3 and "B. <image 3>" in items[2].prompt
+    turned = rotations(items[2])[1]     # its pictures go with their options
+    assert turned.options == ("<image 3>", "<image 2>") and shown(turned) == [png(1), png(3), png(2)]
+    assert items[4].text == "What is in <image 1>?"     # one picture stands in front
+    lines = [predictions.line_of(item, "A") for item in items]
+    assert lines[1]["images"] == [image_id(png(k)) for k in (3, 1, 3)] and "images" not in lines[4]
+    for found, (index, why) in zip(skipped, ((6, "places for 2 pictures, and it has 3"), (7, "places for 4"),
+                                             (8, "no list of pictures"), (9, "'gone.png' is not in"),
+                                             (10, "neither base64")), strict=True):
+        assert found.where == f"any.tsv line {index + 1}" and why in found.why
+
+
+def test_llava_questions_about_several_pictures(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png("ab".index(name)))
+    rows = [{"question_id": k, "image": ["a.png", "b.png"], "text": text, "answer": "yes"} for k, text in enumerate((
+        "Are <image>\nand <image> alike?", "Are they alike?", "Is <image>?"))]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items, skipped = read("llava", tmp_path)
+    assert [item.text for item in items] == ["Are <image>\nand <image> alike?", "Are they alike?"]
+    assert all([image for _, image in item.pictures] == [png(0), png(1)] for item in items)
+    assert "places for 1 pictures, and it has 2" in skipped[0].why
 
 
 def test_llava_questions_with_and_without_answers(tmp_path):

@@ -6,6 +6,7 @@ the evaluation counts and skips.
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import csv
@@ -80,6 +81,20 @@ class Row:
         if not 0 <= index < len(options):
             raise BadRow(f"answer {text[:40]!r} is none of its {len(options)} options")
         return index
+
+    def pictures(self, key: str) -> tuple[bytes, ...]:
+        """The encoded pictures in column `key`: one, or a list of them (VLMEvalKit writes it as a text)."""
+        value = self.need(key)
+        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                raise BadRow(f"column {key!r} is no list of pictures") from None
+        if not isinstance(value, list):
+            return (self.picture(key),)
+        if not value:
+            raise BadRow(f"column {key!r} holds no picture")
+        return tuple(dataclasses.replace(self, values={key: one}).picture(key) for one in value)
 
     def picture(self, key: str) -> bytes:
         """The encoded picture in column `key`: bytes, parquet's {bytes, path}, base64, or a file's name."""
