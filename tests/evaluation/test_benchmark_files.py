@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,13 +107,17 @@ def cv_rows():
 
 
 def test_cv_bench_from_parquet_and_from_json_lines(tmp_path):
-    write_parquet(tmp_path / "pq" / "test.parquet", [{**row, "image": {"bytes": png(k), "path": None}}
-                                                     for k, row in enumerate(cv_rows())])
+    for kind in ("2D", "3D"):       # as the hub has them now
+        write_parquet(tmp_path / "pq" / f"test_{kind.lower()}.parquet", [
+            {**row, "image": {"bytes": png(k), "path": None}} for k, row in enumerate(cv_rows()) if row["type"] == kind])
     (tmp_path / "raw" / "img" / "2D").mkdir(parents=True)
     (tmp_path / "raw" / "img" / "2D" / "a.png").write_bytes(png())
-    (tmp_path / "raw" / "test.jsonl").write_text(
-        "".join(json.dumps({**row, "filename": "img/2D/a.png"}) + "\n" for row in cv_rows()))
-    for folder in ("pq", "raw"):
+    lines = [json.dumps({**row, "filename": "img/2D/a.png"}) + "\n" for row in cv_rows()]
+    shutil.copytree(tmp_path / "raw", tmp_path / "parts")
+    (tmp_path / "raw" / "test.jsonl").write_text("".join(lines))
+    for kind, part in (("2d", lines[:3]), ("3d", lines[3:])):
+        (tmp_path / "parts" / f"test_{kind}.jsonl").write_text("".join(part))
+    for folder in ("pq", "raw", "parts"):
         items, skipped = read("cv_bench", tmp_path / folder)
         assert not skipped and len(items) == 7
         assert items[0].prompt == cv_rows()[0]["prompt"] == rotations(items[0])[0].prompt
@@ -174,6 +179,11 @@ def test_spatialrgpt_bench(tmp_path):
     assert [mark.label for mark in items[0].marks] == ["0", "1"]
     assert items[0].marks[0].bbox == (0.25, 0.25, 0.5, 0.5) and items[0].marks[1].bbox == (0.0, 0.0, 1.0, 1.0)
     assert items[0].type == "tall/short" and items[2].type == "left/right" and items[3].type == "distance"
+    # The parquet file has the picture within, and text where the JSON has lists and records.
+    rows = [{"image": {"bytes": png(), "path": "x.png"}, **{key: str(value) for key, value in entry.items()}}
+            for entry in RGPT]
+    write_parquet(tmp_path / "hub" / "data" / "val-00000-of-00001.parquet", rows)
+    assert read("spatialrgpt", tmp_path / "hub") == (items, [])
     # Within a quarter (2.5 of 2.0), outside it (20 cm of 25.4), one hour over midnight, no unit.
     said = ["No, it is shorter.", "In fact, it is in front.", "Region [1].", "2.5 meters", "19 cm", "11 o'clock",
             "about 1"]

@@ -82,14 +82,16 @@ class Row:
             raise BadRow(f"answer {text[:40]!r} is none of its {len(options)} options")
         return index
 
+    def nested(self, key: str) -> Any:
+        """A list or a mapping that must be there; some parquet files hold them as text, JSON's or Python's."""
+        value = self.need(key)
+        return _literal(value, f"column {key!r} is no list and no record") if isinstance(value, str) else value
+
     def pictures(self, key: str) -> tuple[bytes, ...]:
         """The encoded pictures in column `key`: one, or a list of them (VLMEvalKit writes it as a text)."""
         value = self.need(key)
         if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-            try:
-                value = ast.literal_eval(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                raise BadRow(f"column {key!r} is no list of pictures") from None
+            value = _literal(value, f"column {key!r} is no list of pictures")
         if not isinstance(value, list):
             return (self.picture(key),)
         if not value:
@@ -120,6 +122,15 @@ class Row:
             if (folder / name).is_file():
                 return (folder / name).read_bytes()
         raise BadRow(f"picture {name!r} is not in {' or '.join(map(str, self.folders))}")
+
+
+def _literal(text: str, why: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    raise BadRow(why)
 
 
 def image_id(image: bytes) -> str:
