@@ -159,10 +159,10 @@ def encode(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], *, tem
         The sample; `len(answers)` tells how many turns were kept. Zero when not even the first fits.
     """
     form = template_for(template)
-    opening = form.trunk(form.system if system is None else system) + _HEADERS[template]
+    head = form.trunk(form.system if system is None else system) + _HEADERS[template]
     (text, count), *others = pictures or [("", num_image_tokens)]
     trunk = [(tokenizer.encode(piece) if piece else (), positions)
-             for piece, positions in [(opening + text, count), *others]]
+             for piece, positions in [(head + text, count), *others]]
     pieces = []
     for index, (question, answer) in enumerate(turns):
         first = branches or index == 0

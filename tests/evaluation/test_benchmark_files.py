@@ -109,7 +109,8 @@ def cv_rows():
 def test_cv_bench_from_parquet_and_from_json_lines(tmp_path):
     for kind in ("2D", "3D"):       # as the hub has them now
         write_parquet(tmp_path / "pq" / f"test_{kind.lower()}.parquet", [
-            {**row, "image": {"bytes": png(k), "path": None}} for k, row in enumerate(cv_rows()) if row["type"] == kind])
+            {**row, "image": {"bytes": png(k), "path": None}}
+            for k, row in enumerate(cv_rows()) if row["type"] == kind])
     (tmp_path / "raw" / "img" / "2D").mkdir(parents=True)
     (tmp_path / "raw" / "img" / "2D" / "a.png").write_bytes(png())
     lines = [json.dumps({**row, "filename": "img/2D/a.png"}) + "\n" for row in cv_rows()]
