@@ -321,6 +321,19 @@ def test_tsv_with_several_pictures_per_question(tmp_path):
         assert found.where == f"any.tsv line {index + 1}" and why in found.why
 
 
+def test_tsv_with_paths_of_pictures(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").write_bytes(png("ab".index(name)))
+    rows = [{"index": k, "image_path": path, "question": "What?", "answer": "a cat"} for k, path in enumerate((
+        "a.png", "['b.png', 'a.png']", "/etc/passwd.png"))]
+    items, skipped = read("tsv", write_tsv(tmp_path / "any.tsv", rows))
+    assert [[image for _, image in item.pictures] for item in items] == [[png(0)], [png(1), png(0)]]
+    assert "leaves the benchmark's folder" in skipped[0].why
+    with pytest.raises(UserError, match="no column 'image or image_path'"):
+        read("tsv", write_tsv(tmp_path / "none.tsv", [{"index": 1, "question": "What?", "answer": "a"}]))
+
+
 def test_llava_questions_about_several_pictures(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(png("ab".index(name)))

@@ -156,7 +156,8 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], images: Path | None
     """All rows of the files, in order; a BadRow ("where: why") in place of one that cannot be parsed.
 
     Args:
-        columns: that every row of the format has; a table without one is not this benchmark's file.
+        columns: that every row of the format has ("a or b": one of them); a table without one is not this benchmark's
+            file.
         images: folder of pictures; else the files' own, and "images", "img" and "image" beside them.
 
     Raises:
@@ -181,7 +182,7 @@ _Pair = tuple[str, Mapping[str, Any] | str]   # where, values or what is wrong
 
 def _table(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
     csv.field_size_limit(1 << 30)
-    shared = _shared_pictures(file) if "image" in columns else {}
+    shared = _shared_pictures(file)
     for number, row in enumerate(_dicts(file), 2):
         if number == 2:
             _check(file, row, columns)
@@ -233,7 +234,7 @@ def _json(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
 def _object(entry: Any, columns: Sequence[str]) -> Mapping[str, Any] | str:
     if not isinstance(entry, Mapping):
         return "it is no JSON object"
-    missing = [name for name in columns if name not in entry]
+    missing = _missing(entry, columns)
     return f"it has no {missing[0]!r}" if missing else entry
 
 
@@ -257,9 +258,13 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
 
 
 def _check(file: Path, names: Mapping[str, Any], columns: Sequence[str]) -> None:
-    if missing := [name for name in columns if name not in names]:
+    if missing := _missing(names, columns):
         held = ", ".join(str(name) for name in names if name)
         raise UserError(f"{file} has no column {missing[0]!r} (it has {held}); it is not this benchmark's file")
+
+
+def _missing(names: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if not any(one in names for one in name.split(" or "))]
 
 
 _READERS = {".tsv": _table, ".csv": _table, ".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}

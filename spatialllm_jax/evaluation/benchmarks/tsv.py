@@ -12,12 +12,15 @@ _TURN = 1_000_000   # VLMEvalKit numbers the k-th rotation of question n as n + 
 
 
 def item(row: Row) -> Item:
-    """A row: index, image (base64, or the index of the row that holds it, or a list), question, A-D, answer, category.
+    """A row: index, image (base64, the index of the row that holds it, or a list) or image_path, question, A-D,
+    answer, category.
 
     Several pictures stand in front, or where question and options say "<image 2>" (as MMMU's do) or "<image>" in their
     order (MUIRBench's).
     """
-    index, question, (image, *others) = row.text("index"), row.text("question"), row.pictures("image")
+    index, question = row.text("index"), row.text("question")
+    by_path = row.get("image") is None and row.get("image_path") is not None
+    image, *others = row.pictures("image_path" if by_path else "image")
     if hint := row.get("hint"):
         question = f"Hint: {hint}\nQuestion: {question}"
     options = row.options() if row.get("A") is not None else ()
@@ -44,4 +47,5 @@ def item(row: Row) -> Item:
                                layout="vlmevalkit", published=published, circle=turned)
 
 
-BENCHMARKS = (Benchmark("tsv", "VLMEvalKit TSV", ("*.tsv",), ("index", "image", "question", "answer"), item),)
+BENCHMARKS = (Benchmark("tsv", "VLMEvalKit TSV", ("*.tsv",), ("index", "image or image_path", "question", "answer"),
+                        item),)
