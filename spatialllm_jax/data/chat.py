@@ -93,7 +93,7 @@ class Encoded:
         tokens: ids, 0 where an image patch goes.
         supervised: whether the token itself is to be predicted.
         branch_ids, positions: see `data.batch.Batch`.
-        image_index: patch within this sample's own image, -1 for text.
+        image_index: patch within this sample's own images, one after the other, -1 for text.
         answers: (start, end) of every supervised span.
     """
 
@@ -141,14 +141,16 @@ def _turns_that_fit(turns: int, lengths: Sequence[int], trunk: int, budget: int 
 
 
 def encode(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], *, template: str,
-           num_image_tokens: int = 0, system: str | None = None, branches: bool = False,
-           max_length: int | None = None) -> Encoded:
+           num_image_tokens: int = 0, pictures: Sequence[tuple[str, int]] = (), system: str | None = None,
+           branches: bool = False, max_length: int | None = None) -> Encoded:
     """Tokenises a conversation.
 
     Args:
         turns: (question, answer) pairs; an answer of None leaves the prompt open for generation.
         template: a key of `TEMPLATES`. Captions without a question use `encode_plain`.
         num_image_tokens: positions reserved for the image at the front of the first user message; 0 for none.
+        pictures: instead of it, pictures within that message: (text before one, positions reserved for it); the first
+            question is what follows the last. They are part of the trunk.
         system: replaces the template's system text; "" leaves it out.
         branches: turns are independent questions on the shared trunk rather than a dialogue.
         max_length: turns that do not fit whole are left out, from the last.
@@ -157,14 +159,17 @@ def encode(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], *, tem
         The sample; `len(answers)` tells how many turns were kept. Zero when not even the first fits.
     """
     form = template_for(template)
-    trunk_text = form.trunk(form.system if system is None else system) + _HEADERS[template]
+    head = form.trunk(form.system if system is None else system) + _HEADERS[template]
+    (text, count), *others = pictures or [("", num_image_tokens)]
+    trunk = [(tokenizer.encode(piece) if piece else (), positions)
+             for piece, positions in [(head + text, count), *others]]
     pieces = []
     for index, (question, answer) in enumerate(turns):
         first = branches or index == 0
-        ask = tokenizer.encode(form.ask(question, first, num_image_tokens > 0))
+        ask = tokenizer.encode(form.ask(question, first, num_image_tokens > 0 and not pictures))
         reply = () if answer is None else _reply(tokenizer, form, answer)
         pieces.append((ask, reply))
-    return _assemble(tokenizer.encode(trunk_text), num_image_tokens, pieces, branches, max_length)
+    return _assemble(trunk, pieces, branches, max_length)
 
 
 def encode_plain(tokenizer: Tokenizer, caption: str | None, *, num_image_tokens: int, begin: str | None,
@@ -179,7 +184,7 @@ def encode_plain(tokenizer: Tokenizer, caption: str | None, *, num_image_tokens:
     """
     trunk = (tokenizer.id(begin),) if begin else ()
     reply = () if caption is None else tokenizer.encode(f"{caption}\n")
-    return _assemble(trunk, num_image_tokens, [((), reply)], False, max_length)
+    return _assemble([(trunk, num_image_tokens)], [((), reply)], False, max_length)
 
 
 def begin_token(tokenizer: Tokenizer) -> str | None:
@@ -194,10 +199,10 @@ def _reply(tokenizer: Tokenizer, form: Template, answer: str) -> tuple[int, ...]
     return (*tokenizer.encode(text.strip() if tokenizer.has("▁") else text), tokenizer.id(form.stop))
 
 
-def _assemble(trunk: Sequence[int], num_image_tokens: int,
-              pieces: Sequence[tuple[Sequence[int], Sequence[int]]], branches: bool,
-              max_length: int | None) -> Encoded:
-    base = len(trunk) + num_image_tokens
+def _assemble(trunk: Sequence[tuple[Sequence[int], int]], pieces: Sequence[tuple[Sequence[int], Sequence[int]]],
+              branches: bool, max_length: int | None) -> Encoded:
+    """The trunk is pairs of tokens and the number of visual tokens behind them."""
+    base = sum(len(piece) + count for piece, count in trunk)
     lengths = [len(ask) + len(reply) for ask, reply in pieces]
     kept = _turns_that_fit(len(pieces), lengths, base, max_length)
     total = base + sum(lengths[:kept])
@@ -206,9 +211,12 @@ def _assemble(trunk: Sequence[int], num_image_tokens: int,
     branch_ids = np.zeros(total, np.int32)
     positions = np.arange(total, dtype=np.int32)
     image_index = np.full(total, -1, np.int32)
-    tokens[:len(trunk)] = trunk
-    image_index[len(trunk):base] = np.arange(num_image_tokens)
-    answers, start = [], base
+    start = seen = 0
+    for piece, count in trunk:
+        middle, end = start + len(piece), start + len(piece) + count
+        tokens[start:middle], image_index[middle:end] = piece, np.arange(seen, seen + count)
+        start, seen = end, seen + count
+    answers = []
     for index, (ask, reply) in enumerate(pieces[:kept]):
         middle, end = start + len(ask), start + len(ask) + len(reply)
         tokens[start:middle], tokens[middle:end] = ask, reply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +15,14 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import predictions
 from spatialllm_jax.evaluation.endpoints import Reply
 from spatialllm_jax.evaluation.items import Item, Skipped
-from spatialllm_jax.inference.prompts import Prompt
+from spatialllm_jax.inference.prompts import Picture, Prompt
+
+_NAME = "of it"         # of a question's picture, in sentences about the question
+_KEPT_BYTES = 1 << 29   # of pictures that have been made into arrays
 
 
 class Answerer(Protocol):
-    """What answers: an `Engine`, or an `Endpoint` (which cannot score)."""
+    """What answers: an `Engine`, which makes pictures into arrays (`pixels`) and can score, or an `Endpoint`."""
 
     def generate(self, prompts: Sequence[Prompt], /, *, max_new_tokens: int = 64) -> Sequence[str]: ...
 
@@ -64,14 +67,14 @@ def answer_all(items: Iterable[Item | Skipped], model: Answerer, file: Path, pla
     predictions.mend(file)
     known = {line["id"]: line for line in predictions.read(file)} if file.exists() else {}
     order: dict[str, None] = {}
-    sound: set[str] = set()     # pictures that have been decoded
     outcome = Outcome([], [], [])
     pending: list[Item] = []
+    pictures = _Pictures(model, plan)
 
     def ask() -> None:
         part, pending[:] = pending[:], []
         if part:
-            lines, failed = _answered(part, model, plan)
+            lines, failed = _answered(part, model, plan, pictures)
             predictions.append(file, lines)
             known.update((line["id"], line) for line in lines)
             outcome.failed += failed
@@ -84,7 +87,7 @@ def answer_all(items: Iterable[Item | Skipped], model: Answerer, file: Path, pla
                             f"mend it or allow more (answers so far are in {file}, the same command goes on)")
 
     for entry in tqdm(items, desc="blind" if plan.blind else "questions", unit="q", disable=not show_progress):
-        unfit = entry if isinstance(entry, Skipped) else _unfit(entry, order, known, sound, plan)
+        unfit = entry if isinstance(entry, Skipped) else _unfit(entry, order, known, pictures)
         if unfit is not None:
             outcome.skipped.append(unfit)
             if len(outcome.skipped) > plan.max_skipped:
@@ -111,34 +114,68 @@ def answer_all(items: Iterable[Item | Skipped], model: Answerer, file: Path, pla
     return outcome
 
 
-def _unfit(item: Item, order: dict[str, None], known: dict[str, Any], sound: set[str], plan: Plan) -> Skipped | None:
+class _Pictures:
+    """Whether pictures are any. What an engine makes of them is kept until it is asked, decoded once for both."""
+
+    def __init__(self, model: Any, plan: Plan):
+        self._plan, self._sound = plan, set[str]()
+        self._pixels: Callable[[Prompt], np.ndarray] | None = getattr(model, "pixels", None)
+        self._stored = getattr(model, "features", None) is not None
+        self._kept: dict[Picture | None, np.ndarray] = {}
+
+    def check(self, item: Item) -> None:
+        """Raises `images.ImageError` for one that is none."""
+        if self._plan.blind:
+            return
+        for one in _prompt(item, self._plan).each:
+            if one.image is None or one.image_id in self._sound:
+                continue
+            if self._pixels is None or (self._stored and not one.marks):      # features are read, not pixels
+                images.decode(one.image, _NAME)
+            else:
+                pixels = self._pixels(dataclasses.replace(one, image_id=_NAME))
+                if sum(array.nbytes for array in self._kept.values()) < _KEPT_BYTES:
+                    self._kept[one.picture] = pixels
+            self._sound.add(one.image_id)
+
+    def taken(self, prompts: Sequence[Prompt]) -> dict[Picture | None, np.ndarray]:
+        """What is kept of these prompts' pictures, and is kept no longer."""
+        distinct = dict.fromkeys(picture for prompt in prompts for picture in prompt.pictures)
+        return {picture: self._kept.pop(picture) for picture in distinct if picture in self._kept}
+
+
+def _unfit(item: Item, order: dict[str, None], known: dict[str, Any], pictures: _Pictures) -> Skipped | None:
     """Why an item cannot be asked, None when it can."""
     where = f"question {item.id}"
     if item.id in order:
         return Skipped(where, "its id has been used before")
-    if item.image is None or item.id in known or plan.blind or item.image_id in sound:
+    if item.id in known:
         return None
     try:
-        images.decode(item.image, "of it")
+        pictures.check(item)
     except images.ImageError as error:
         return Skipped(where, str(error))
-    sound.add(item.image_id)
     return None
 
 
-def _answered(items: Sequence[Item], model: Any, plan: Plan) -> tuple[list[dict[str, Any]], list[Skipped]]:
-    def prompt(item: Item) -> Prompt:
-        shown = None if plan.blind else item.image
-        marks = () if plan.blind else item.marks
-        return Prompt(item.image_id, shown, item.prompt, item.candidates if plan.mode == "score" else (), marks)
+def _prompt(item: Item, plan: Plan) -> Prompt:
+    (name, image), *more = ((name, None if plan.blind else image) for name, image in item.pictures)
+    return Prompt(name, image, item.text, item.candidates if plan.mode == "score" else (),
+                  () if plan.blind else item.marks, more=tuple(more))
 
-    prompts = [prompt(item) for item in items]
+
+def _answered(items: Sequence[Item], model: Any, plan: Plan, pictures: _Pictures,
+              ) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    prompts = [_prompt(item, plan) for item in items]
+    pixels = pictures.taken(prompts)
+    known = {"pixels": pixels} if pixels else {}
     if plan.mode == "score":
-        scores = model.score(prompts, row_length=plan.row_length)
+        scores = model.score(prompts, row_length=plan.row_length, **known)
         return [predictions.line_of(item, "", np.asarray(values).tolist())
                 for item, values in zip(items, scores, strict=True)], []
     lines, failed = [], []
-    for item, text in zip(items, model.generate(prompts, max_new_tokens=plan.max_new_tokens), strict=True):
+    answers = model.generate(prompts, max_new_tokens=plan.max_new_tokens, **known)
+    for item, text in zip(items, answers, strict=True):
         if isinstance(text, Reply) and text.failure:
             failed.append(Skipped(f"question {item.id}", text.failure, text.fatal))
             continue

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.inference.prompts import Prompt
+from spatialllm_jax.inference.prompts import Prompt, divided_at_places
 
 FORMATS = {"openai": ("/chat/completions", "OPENAI_API_KEY"), "anthropic": ("/messages", "ANTHROPIC_API_KEY")}
 _FATAL = {401: "the key is not accepted", 403: "the key may not do this", 404: "there is no such address or model"}
@@ -114,17 +114,23 @@ class Endpoint:
                              disable=not show_progress))
 
     def _body(self, prompt: Prompt, max_new_tokens: int, temperature: float) -> bytes:
-        text = {"type": "text", "text": prompt.question}
-        content: list[dict[str, Any]] = [text]
-        if prompt.image != b"":
-            kind, data = picture(prompt, self.config.longest_side)
-            encoded = base64.b64encode(data).decode()
-            content = [{"type": "image", "source": {"type": "base64", "media_type": kind, "data": encoded}}
-                       if self.config.format == "anthropic" else
-                       {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{encoded}"}}, text]
+        before, behind = divided_at_places(prompt.question, 1 + len(prompt.more))
+        content: list[dict[str, Any]] = []
+        for one, text in zip(prompt.each, before or ("",), strict=True):
+            content += _texts(text)
+            if one.image != b"":
+                content.append(self._picture(one))
+        content += _texts(behind.removeprefix("\n") if before else behind)
         body = {"model": self.config.model, "max_tokens": max_new_tokens, "temperature": temperature,
                 "messages": [{"role": "user", "content": content}], **dict(self.config.parameters)}
         return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+
+    def _picture(self, prompt: Prompt) -> dict[str, Any]:
+        kind, data = picture(prompt, self.config.longest_side)
+        encoded = base64.b64encode(data).decode()
+        if self.config.format == "anthropic":
+            return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": encoded}}
+        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{encoded}"}}
 
     def _headers(self) -> dict[str, str]:
         if self.config.format == "anthropic":
@@ -212,6 +218,11 @@ def picture(prompt: Prompt, longest_side: int) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95, subsampling=0)     # thin coloured boxes keep their colour
     return "image/jpeg", buffer.getvalue()
+
+
+def _texts(text: str) -> list[dict[str, Any]]:
+    """A part of a message; none for white space alone, which some interfaces refuse."""
+    return [{"type": "text", "text": text}] if text.strip() else []
 
 
 class _Nonsense(Exception):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from spatialllm_jax.inference.prompts import PLACE
 from spatialllm_jax.questions.types import Region
 from spatialllm_jax.questions.wording import LETTERS
 
 YES_NO = ("Yes", "No")
+_NUMBERED = re.compile(r"<image (\d+)>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Item:
         id: unique within the benchmark; answers are stored and resumed by it.
         image_id: equal for items that show the same picture, which is encoded once.
         image: encoded picture without marks; None for a question about none.
+        more: (image id, encoded picture) of those behind the first. The text may say where they stand: "<image 2>".
         question: the text, without its options where `layout` lists them.
         rule: how the answer is read and compared, a key of `rules.RULES`.
         answer: index of the right option ("choice", "yes_no", "claim"), metres, hour, or text; None when unknown.
@@ -53,11 +57,24 @@ class Item:
     flip: str = ""
     whole: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    more: tuple[tuple[str, bytes], ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def prompt(self) -> str:
         """The text that is sent to the model."""
         return self.published or LAYOUTS[self.layout](self.question, self.options)
+
+    @property
+    def pictures(self) -> tuple[tuple[str, bytes | None], ...]:
+        """(image id, encoded picture) in the order in which a prompt shows them: as its text names them, if it does."""
+        pictures = ((self.image_id, self.image), *self.more)
+        named = [int(number) - 1 for number in _NUMBERED.findall(self.prompt)] if self.more else []
+        return tuple(pictures[k] for k in named) or pictures
+
+    @property
+    def text(self) -> str:
+        """`prompt` as the engine takes it, the places of its `pictures` without their numbers."""
+        return _NUMBERED.sub(PLACE, self.prompt) if len(self.pictures) > 1 else self.prompt
 
     @property
     def lettered(self) -> bool:
@@ -80,6 +97,21 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.why}"
+
+
+def numbered(texts: Sequence[str], pictures: int) -> list[str]:
+    """Texts whose places ("<image>") are numbered in order, so that they can change theirs; see `Item.more`.
+
+    Raises:
+        ValueError: they name a picture that there is none of, or have places and not as many as pictures.
+    """
+    count = iter(range(1, 1 + sum(text.count(PLACE) for text in texts)))
+    found = [re.sub(re.escape(PLACE), lambda _: f"<image {next(count)}>", text) for text in texts]
+    places = sum(text.count(PLACE) for text in texts)
+    named = [int(number) for text in found for number in _NUMBERED.findall(text)]
+    if places not in (0, pictures) or not all(1 <= number <= pictures for number in named):
+        raise ValueError(f"its text has places for {max([places, *named])} pictures, and it has {pictures}")
+    return found
 
 
 def rotations(item: Item) -> list[Item]:

@@ -23,11 +23,10 @@ from tqdm import tqdm
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.engine import load_engine
-from spatialllm_jax.inference.prompts import Prompt, picture_id
+from spatialllm_jax.inference.prompts import PLACE, Prompt, picture_id
 from spatialllm_jax.parallel.mesh import AXES, read_mesh
 
 _CHUNK = 256    # requests whose pictures are held at a time
-_PLACEHOLDER = "<image>"
 # Known to `generate_until`, and settings of tasks that change nothing here: one picture, read as in training.
 _MEANT = {"until", "max_new_tokens", "temperature", "top_p", "do_sample", "num_beams"}
 _IDLE = {"image_aspect_ratio", "use_cache"}
@@ -64,7 +63,7 @@ class LmmsModel(lmms):
         """The model's words for every request, cut before its stop strings.
 
         Raises:
-            UserError: a request asks for what is not offered (beams, several pictures, video).
+            UserError: a request asks for what is not offered (beams, video).
         """
         texts = [""] * len(requests)
         for (limit, temperature, top_p), indices in _alike(requests):
@@ -106,14 +105,20 @@ class LmmsModel(lmms):
 
     def _prompt(self, context: str, options: tuple[str, ...], doc_to_visual: Any, doc_id: Any, task: str, split: str,
                 ) -> Prompt:
-        """One request as the engine takes it: the picture stands first, wherever the task wrote its place."""
+        """One request as the engine takes it: one picture stands first, wherever the task wrote its place; several
+        stand where it did, or in front with a blank between them, as lmms-eval's LLaVA class has them."""
         visuals = doc_to_visual(self.task_dict[task][split][doc_id])
         visuals = [visual for visual in visuals or [] if visual is not None]
-        if len(visuals) > 1:
-            raise UserError(f"task {task}, document {doc_id}: {len(visuals)} pictures; this model reads one at a time")
-        question = context.replace(_PLACEHOLDER, "").strip()
-        image = _encoded(visuals[0], f"task {task}, document {doc_id}") if visuals else b""
-        return Prompt(picture_id(image), image, question, options)
+        where = f"task {task}, document {doc_id}"
+        first, *others = [_encoded(visual, where) for visual in visuals] or [b""]
+        if not others:
+            return Prompt(picture_id(first), first, context.replace(PLACE, "").strip(), options)
+        if PLACE not in context:
+            context = f"{' '.join([PLACE] * len(visuals))}\n{context}"
+        if context.count(PLACE) != len(visuals):
+            raise UserError(f"{where}: {len(visuals)} pictures for {context.count(PLACE)} places ({PLACE}) in its text")
+        return Prompt(picture_id(first), first, context, options, more=tuple(
+            (picture_id(other), other) for other in others))
 
 
 def manifest() -> Any:

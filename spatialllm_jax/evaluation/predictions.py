@@ -35,6 +35,8 @@ def line_of(item: Item, raw: str, scores: Sequence[float] = (), usage: Sequence[
     line |= rules.verdict(line)
     optional = {key: getattr(item, key) for key in ("chance", "cluster", "circle", "flip", "whole")}
     line |= {key: value for key, value in optional.items() if value not in (None, "")}
+    if item.more:
+        line["images"] = [name for name, _ in item.pictures]
     if item.extra:
         line["extra"] = dict(item.extra)
     if usage:

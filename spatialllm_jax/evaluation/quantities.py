@@ -28,6 +28,14 @@ _DENIED = re.compile(r"(?:\bnot|\bno|n't)\b[^.;]*$", re.IGNORECASE)
 _RANGE = re.compile(rf"{_NUMBER}\s*(?:[-–—]|to|or|and)\s*$", re.IGNORECASE)
 _CLOCK = re.compile(rf"(?<![\w:])(?P<hour>\d{{1,2}}|{'|'.join(WORDS)})(?::00)?\s*-?\s*o\s*['’`.]?\s*-?\s*clock",
                     re.IGNORECASE)
+# How numbers are said that `parse_metres` leaves alone ("two and a half metres"), and labels, which are no quantities.
+_WORTH = {**WORDS, "half": 0.5, "third": 1 / 3, "quarter": 0.25, "quarters": 0.25, "couple": 2, "dozen": 12,
+          "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "hundred": 100, "thousand": 1000}
+_SAID = re.compile(rf"(?P<figure>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d*\.?\d+)|\b(?P<word>{'|'.join(_WORTH)})\b"
+                   rf"|\ban?\s+(?:{_UNIT})\b", re.IGNORECASE)
+_LABEL = re.compile(r"\bregions?\s*\[?\d+\]?|\[\d+\]", re.IGNORECASE)
+_SPAN = re.compile(r"\d\s*(?:[-–—]|to|or)\s*\d", re.IGNORECASE)
+_MOST_WORDS = 4     # of one number
 _SAME = 0.02  # "1.2 meters (3.94 feet)": one length said twice, rounded
 
 # Spatial457: what its answers are made of.
@@ -79,6 +87,47 @@ def parse_clock(text: str) -> int | None:
         hours.add(int(_value(match["hour"])))
     hour = hours.pop() if len(hours) == 1 else None
     return hour if hour is not None and 1 <= hour <= 12 else None
+
+
+def given_metres(number: float, unit: str, text: str) -> float | None:
+    """A length that somebody else read in `text`, in metres; None where the text does not hold its number and unit, or
+    holds a range."""
+    kind, text = _UNITS.get(unit.strip().lower()), _LABEL.sub(" ", text)
+    there = {_UNITS[sign.lower()] for sign in (
+        *re.findall(rf"(?<![A-Za-z])(?:{_UNIT})(?![A-Za-z])(?!(?<=in)\s+[a-z])", text, re.IGNORECASE),
+        *re.findall(rf"(?<=\d)(?:{_SIGN})", text))}
+    said = not _SPAN.search(text) and any(abs(number - value) <= 1e-6 * value for value in _numbers(text))
+    return number * _METRES[kind] if kind in there and said else None
+
+
+def given_hour(hour: int, text: str) -> int | None:
+    """A clock direction that somebody else read in `text`; None where that number does not stand there, or a range."""
+    text = _LABEL.sub(" ", text)
+    said = not _SPAN.search(text) and hour in {value for value, _ in _values(text)}
+    return hour if said and 1 <= hour <= 12 else None
+
+
+def _numbers(text: str) -> set[float]:
+    """Every positive number that figures and words of a text can mean: what they are worth, and up to four neighbours
+    added or multiplied ("two and a half", "three hundred"), figures with words alone."""
+    found: set[float] = set()
+    values = _values(text)
+    for start in range(len(values)):
+        ways = {(0.0, values[start][0])}        # what has been added up, and the last summand
+        for k in range(start, min(start + _MOST_WORDS, len(values))):
+            if k > start:
+                if values[k][1] and values[k - 1][1]:
+                    break
+                ways = {way for total, last in ways for way in (
+                    (total + last, values[k][0]), (total, last * values[k][0]))}
+            found |= {total + last for total, last in ways}
+    return {value for value in found if value > 0}
+
+
+def _values(text: str) -> list[tuple[float, bool]]:
+    """What each figure and number word of a text is worth, and whether it is a figure."""
+    return [(float(match["figure"].replace(",", "")), True) if match["figure"] else
+            (_WORTH[match["word"].lower()] if match["word"] else 1.0, False) for match in _SAID.finditer(text)]
 
 
 def parse_phrase(text: str) -> str | None:

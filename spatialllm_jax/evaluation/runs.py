@@ -88,8 +88,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         cost = f", {usage['dollars']} dollars" if "dollars" in usage else ""
         lines.append(f"{usage['input_tokens']} tokens in, {usage['output_tokens']} out{cost}")
     if judge := result.get("judge"):
-        lines.append(f"judge {judge['judge']}: read {judge['read']} of {judge['asked']} unread answers, "
-                     f"{judge['right']} right; with them {100 * judge['overall']:.1f}% (the table counts rules alone)")
+        by_rule = judge.get("by_rule", {})
+        kinds = ", ".join(f"{name} {count['read']} of {count['asked']}" for name, count in by_rule.items())
+        faults = "".join(f", {judge[key]} {key}" for key in ("nonsense", "failed") if judge.get(key))
+        lines.append(f"read by the judge {judge['judge']}: {judge['read']} of {judge['asked']} unread answers"
+                     f"{f' ({kinds})' if len(by_rule) > 1 else ''}, {judge['right']} right{faults}; with them "
+                     f"{100 * judge['overall']:.1f}% (the table counts rules alone)")
     return lines
 
 

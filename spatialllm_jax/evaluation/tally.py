@@ -77,8 +77,8 @@ def _dict(lines: Lines) -> dict[str, float | int]:
 
 
 def clusters_of(lines: Lines) -> list[str]:
-    """A name per line, equal where answers are not independent: about one picture, or in one "cluster" (a question
-    and its mirror image), or tied together by such lines in between."""
+    """A name per line, equal where answers are not independent: about one picture, or with one in common, or in one
+    "cluster" (a question and its mirror image), or tied together by such lines in between."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -88,8 +88,9 @@ def clusters_of(lines: Lines) -> list[str]:
         return name
 
     for line in lines:
-        if line.get("cluster"):
-            first, second = sorted((root(f"picture {line['image']}"), root(f"cluster {line['cluster']}")))
+        tied = [f"cluster {line['cluster']}"] if line.get("cluster") else []
+        for name in (*tied, *(f"picture {image}" for image in line.get("images", ()))):
+            first, second = sorted((root(f"picture {line['image']}"), root(name)))
             parent[second] = first
     return [root(f"picture {line['image']}") for line in lines]
 

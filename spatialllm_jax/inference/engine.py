@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,15 @@ from flax import traverse_util
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from spatialllm_jax.data import chat, images, tiling
+from spatialllm_jax.data import chat
 from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.inference import lanes, schedule, scoring
+from spatialllm_jax.inference import lanes, pictures, schedule, scoring
 from spatialllm_jax.inference.board import Board, Request, parts
 from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
 from spatialllm_jax.models import store
 from spatialllm_jax.models.attention import platform
-from spatialllm_jax.models.config import ModelConfig, Tiling
+from spatialllm_jax.models.config import ModelConfig
 from spatialllm_jax.models.llama import list_layers
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params
 from spatialllm_jax.parallel.rules import param_shardings
@@ -34,6 +34,8 @@ from spatialllm_jax.parallel.rules import param_shardings
 _IMAGE_BATCH = 16     # images per encoder call, where nobody waits for one of them
 _REMEMBERED = 64      # images whose features are kept
 _LISTED = 32          # layers of a model that a CPU runs one by one (`models.llama.Llama`)
+
+T = TypeVar("T")
 
 
 class Features(Protocol):
@@ -104,15 +106,17 @@ class Engine:
 
     def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int,
                      pixels: Mapping[Picture | None, np.ndarray] | None, show_progress: bool) -> list[Likelihoods]:
-        rows = scoring_rows(self.tokenizer, self.settings, prompts, layout=self._layout, length=row_length)
+        rows = scoring_rows(self.tokenizer, self.settings, prompts, length=row_length,
+                            layout=functools.partial(pictures.layout, self.model.config))
+        # As many pictures a row as those beside it have: another number is another program.
+        batches = [alike[start:start + self.batch_size] for alike in _by_places(rows, lambda row: row.shown)
+                   for start in range(0, len(alike), self.batch_size)]
         branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
         found = [Likelihoods(np.zeros(n := len(prompt.options)), np.zeros(n, bool), np.zeros(n, int))
                  for prompt in prompts]
-        starts = range(0, len(rows), self.batch_size)
-        for start in tqdm(starts, desc="scoring", unit="batch", disable=not show_progress):
-            part = rows[start:start + self.batch_size]
+        for part in tqdm(batches, desc="scoring", unit="batch", disable=not show_progress):
             padded = part + [part[-1]] * (self.batch_size - len(part))
-            visual = self.visual([row.picture for row in padded], pixels)
+            visual = self.visual([row.shown for row in padded], pixels)
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
             scores, unlikely = jax.device_get(scoring.option_scores(
                 self.model, self.params, visual=visual, branches=branches, **arrays))
@@ -125,26 +129,32 @@ class Engine:
         return found
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,
-                 top_p: float = 1.0, seed: int = 0, show_progress: bool = False) -> list[str]:
+                 top_p: float = 1.0, seed: int = 0, pixels: Mapping[Picture | None, np.ndarray] | None = None,
+                 show_progress: bool = False) -> list[str]:
         """The model's own words for every prompt, in order; captions end with their line.
 
         Args:
             temperature, top_p, seed: of the draws, see `board.Request`.
+            pixels: see `visual`.
         """
         requests = [self.request(prompt, max_new_tokens, temperature, top_p, seed) for prompt in prompts]
         answers = [""] * len(prompts)
-        if not prompts:
-            return answers
         with tqdm(total=len(prompts), desc="generating", unit="answer", disable=not show_progress) as bar:
             def done(index: int, tokens: list[int]) -> None:
                 text = self.tokenizer.decode([token for token in tokens if token not in self.stops])
                 answers[index] = text if prompts[index].question else text.partition("\n")[0]
                 bar.update()
 
+            def answer(alike: Sequence[int]) -> None:
+                part = [requests[k] for k in alike]
+                self._prepared(part, max_new_tokens, prompts[alike[0]].places).answer(
+                    part, lambda own: self.visual([prompts[alike[k]] for k in own], pixels),
+                    lambda own, tokens: done(alike[own], tokens))
+
             try:
                 with self.devices():
-                    self._prepared(requests, max_new_tokens).answer(
-                        requests, lambda indices: self.visual([prompts[k] for k in indices]), done)
+                    for alike in _by_places(range(len(prompts)), prompts.__getitem__):
+                        answer(alike)
             except BaseException:
                 self._board = None      # lanes that were left are nobody's
                 raise
@@ -166,28 +176,32 @@ class Engine:
         Raises:
             UserError: the prompt is longer than what `shape` holds.
         """
-        layout = self._layout(prompt)
-        encoded = show(open_prompt(self.tokenizer, self.settings, prompt.question, len(layout),
-                                   history=prompt.history, system=prompt.system), layout)
+        layout = pictures.layout(self.model.config, prompt)
+        encoded = show(open_prompt(self.tokenizer, self.settings, prompt.question, *layout.sizes,
+                                   history=prompt.history, system=prompt.system), layout.tokens)
         if shape is not None and encoded.length > shape.context:
-            raise UserError(f"the prompt has {encoded.length} tokens, {len(layout)} of them for the picture, and may "
-                            f"have {shape.context}")
+            raise UserError(f"the prompt has {encoded.length} tokens, {sum(layout.sizes)} of them for the picture, and "
+                            f"may have {shape.context}")
         before, after = schedule.divided(encoded, shape)
-        return Request((prompt.picture, before.tokens.tobytes()), before, after, limit, temperature, top_p, seed,
-                       prompt.number)
+        # Where pictures stand among words is part of what has to be equal: their positions have no tokens.
+        return Request((prompt.pictures, before.tokens.tobytes(), before.image_index.tobytes()), before, after, limit,
+                       temperature, top_p, seed, prompt.number)
 
-    def _prepared(self, requests: Sequence[Request], new: int) -> Board:
+    def _prepared(self, requests: Sequence[Request], new: int, places: int) -> Board:
         """Lanes that these requests fit into: those of the last call, if they do."""
-        shape = schedule.fitting(requests, self.batch_size, new, self._board.shape if self._board else None)
-        if self._board is None or self._board.shape != shape:
-            self._board = None      # its memory first
-            self._board = self.board(shape)
-        return self._board
+        held = self._board
+        if held is not None and held.state.visual.shape[1] != pictures.row_tokens(self.model.config, places):
+            held = None
+        shape = schedule.fitting(requests, self.batch_size, new, held.shape if held else None)
+        if held is None or held.shape != shape:
+            self._board = held = None      # its memory first
+            self._board = held = self.board(shape, places)
+        return held
 
-    def board(self, shape: lanes.Shape, *, open: bool = False) -> Board:
-        """Empty lanes; `open` for requests that arrive while others are answered."""
-        slots = self.model.config.num_slots * self.model.config.connector.num_tokens
-        state = lanes.empty(self.model, shape, slots + (self.model.config.tiling is not None))
+    def board(self, shape: lanes.Shape, places: int = 1, *, open: bool = False) -> Board:
+        """Empty lanes for prompts with so many `places` of pictures; `open` for requests that arrive while others are
+        answered."""
+        state = lanes.empty(self.model, shape, pictures.row_tokens(self.model.config, places))
         return Board(self.model, self.params, shape, np.array(self.stops, np.int32), state, open)
 
     def devices(self) -> contextlib.AbstractContextManager[Any]:
@@ -196,43 +210,26 @@ class Engine:
 
     def longest_layout(self) -> int:
         """Positions that a picture takes, at most."""
-        c = self.model.config
-        if c.tiling is None:
-            return c.connector.num_tokens
-        return max(len(self._tiled(height, width, c.tiling)) for height, width in c.tiling.pinpoints)
-
-    def _layout(self, prompt: Prompt) -> Int[np.ndarray, N]:
-        """Which visual tokens of its row a prompt's picture is read as, in order; none for text alone."""
-        c = self.model.config
-        if not prompt.pictured:
-            return np.arange(0)
-        if c.tiling is None:
-            return np.arange(c.connector.num_tokens)
-        size = c.vision[0].image_size
-        width, height = (size, size) if prompt.image is None else images.image_size(prompt.image, prompt.image_id)
-        return self._tiled(height, width, c.tiling)
-
-    def _tiled(self, height: int, width: int, tiles: Tiling) -> Int[np.ndarray, N]:
-        c = self.model.config
-        return tiling.layout(height, width, tiles.pinpoints, c.vision[0].image_size,
-                             c.connector.grid // c.connector.merge)
+        return pictures.longest(self.model.config)
 
     def visual(self, prompts: Sequence[Prompt], pixels: Mapping[Picture | None, np.ndarray] | None = None,
                ) -> jax.Array:
-        """Visual tokens [B, N, D] of each prompt's picture; those of text alone are never looked at.
+        """Visual tokens [B, N, D] of each prompt's pictures, which have as many `places`; those of text alone are never
+        looked at.
 
         Args:
             pixels: of pictures that were made into arrays before (`pixels`).
         """
-        distinct = {prompt.picture: prompt for prompt in prompts}
-        features = self._features(list(distinct.values()), pixels or {})
-        place = {picture: row for row, picture in enumerate(distinct)}
-        # Every picture takes as many slots as the most tiled one could, and the batch is full, so that the
-        # connector compiles once. What fills the slots left over is never looked at.
-        slots = self.model.config.num_slots
-        stacked = np.stack([_filled(features[picture], slots) for picture in distinct])
+        rows = {prompt.pictures: prompt.each for prompt in prompts}
+        features = self._features([*{one.picture: one for row in rows.values() for one in row}.values()], pixels or {})
+        # Every picture takes as many slots as the most tiled one could, a row as many as its places, and the batch is
+        # full, so that the connector compiles once. What fills the slots left over is never looked at.
+        slots, places = self.model.config.num_slots, prompts[0].places
+        stacked = np.stack([_filled(np.concatenate([_filled(features[one.picture], slots) for one in row]),
+                                    places * slots) for row in rows.values()])
+        place = {shown: row for row, shown in enumerate(rows)}
         return _connect(self.model, self.params, _filled(stacked, len(prompts)))[
-            np.array([place[p.picture] for p in prompts])]
+            np.array([place[prompt.pictures] for prompt in prompts])]
 
     def _features(self, prompts: Sequence[Prompt], known: Mapping[Picture | None, np.ndarray],
                   ) -> dict[Picture | None, Float[np.ndarray, "n P C"]]:
@@ -279,17 +276,15 @@ class Engine:
     def pixels(self, prompt: Prompt) -> UInt8[np.ndarray, "n S S 3"]:
         """The images that a prompt's picture becomes, as the model sees them: one, or with tiling the whole and its
         tiles. Raises `data.images.ImageError` for what is no picture."""
-        c, size = self.model.config, self.settings.image_size
-        if c.tiling is not None:
-            # Marks are drawn before the picture is cut: they lie across tiles.
-            side = c.vision[0].image_size
-            picture = images.blank(side) if prompt.image is None else images.draw_regions(
-                images.decode(prompt.image, prompt.image_id), prompt.marks)
-            return tiling.tiles(picture, c.tiling.pinpoints, side)
-        if prompt.image is None:
-            return images.blank(size)[None]
-        return images.load(prompt.image, size, resize=self.settings.resize, marks=prompt.marks,
-                           name=prompt.image_id)[None]
+        return pictures.pixels(self.model.config, self.settings, prompt)
+
+
+def _by_places(things: Sequence[T], shown: Callable[[T], Prompt]) -> list[list[T]]:
+    """Things whose prompts' pictures take as many places, together."""
+    found: dict[int, list[T]] = {}
+    for thing in things:
+        found.setdefault(shown(thing).places, []).append(thing)
+    return list(found.values())
 
 
 def _filled(values: np.ndarray, count: int) -> np.ndarray:

@@ -134,8 +134,11 @@ class Live:
         """A prompt as arrays.
 
         Raises:
-            UserError: the prompt is too long, or its picture is none (`data.images.ImageError`).
+            UserError: the prompt is too long, or has several pictures, or its picture is none
+                (`data.images.ImageError`).
         """
+        if prompt.more:
+            raise UserError("a conversation is about one picture; several are read by launch.evaluate alone")
         limit = min(sampling.max_tokens, self.shape.new)
         request = self.engine.request(prompt, limit, sampling.temperature, sampling.top_p, sampling.seed, self.shape)
         return Ready(prompt, sampling, request, self.engine.pixels(prompt) if prompt.pictured else None)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,11 +17,12 @@ from spatialllm_jax.errors import UserError
 from spatialllm_jax.questions.types import Region
 
 Picture = tuple[str, tuple[Region, ...]]
+PLACE = "<image>"       # where a picture stands in the text of a prompt with several
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One question about one picture.
+    """One question about one picture, or several.
 
     Attributes:
         image_id: prompts with the same id and marks show the same picture, which is encoded once.
@@ -31,6 +33,8 @@ class Prompt:
         marks: regions to draw on the image first.
         history: (question, answer) of the turns before; the picture stands in front of the first.
         system: replaces the system text that the model was trained with.
+        more: (image id, image) of the pictures behind the first. Of several, each stands where the first message says
+            `PLACE` in its turn; where it never does, they all stand in front, each with a line break behind it.
     """
 
     image_id: str
@@ -40,6 +44,7 @@ class Prompt:
     marks: tuple[Region, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
     system: str | None = None
+    more: tuple[tuple[str, bytes | None], ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def pictured(self) -> bool:
@@ -48,15 +53,33 @@ class Prompt:
 
     @property
     def picture(self) -> Picture | None:
-        """Equal for prompts that show the same pixels; None for text alone."""
+        """Equal for prompts whose (first) picture has the same pixels; None for text alone."""
         if not self.pictured:
             return None
         return ("", ()) if self.image is None else (self.image_id, self.marks)
 
     @property
+    def each(self) -> tuple[Prompt, ...]:
+        """A prompt with one picture for each of them."""
+        if not self.more:
+            return (self,)
+        first = dataclasses.replace(self, more=())
+        return first, *(dataclasses.replace(first, image_id=name, image=image, marks=()) for name, image in self.more)
+
+    @property
+    def pictures(self) -> tuple[Picture | None, ...]:
+        """`picture` of all of them."""
+        return tuple(one.picture for one in self.each)
+
+    @property
+    def places(self) -> int:
+        """Pictures that a row has room for: the power of two at or above their number, so that few programs do."""
+        return bucket(1 + len(self.more), 1)
+
+    @property
     def number(self) -> int:
         """What is drawn for this prompt comes from here, whatever else is asked with it."""
-        said = [text for turn in self.history for text in turn]
+        said = [*(name for name, _ in self.more), *(text for turn in self.history for text in turn)]
         return zlib.crc32("\0".join([self.image_id, *said, self.question]).encode())
 
 
@@ -80,53 +103,100 @@ class ChatSettings:
     resize: str
 
 
-@dataclasses.dataclass
-class ScoringRow:
-    """One row of the scoring program: a picture and as many (question, option) branches as fit.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a prompt's pictures are read.
 
     Attributes:
+        tokens: which visual tokens of its row, in order; see `show`.
+        sizes: how many of them belong to each picture; () for text alone.
+    """
+
+    tokens: Int[np.ndarray, N]
+    sizes: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class ScoringRow:
+    """One row of the scoring program: pictures and as many (question, option) branches as fit.
+
+    Attributes:
+        shown: a prompt with these pictures.
         arrays: tokens, positions, ... as in `data.batch.Batch`, each [T].
         owners: (prompt, option) of branch k + 1.
     """
 
-    picture: Prompt
+    shown: Prompt
     arrays: dict[str, Int[np.ndarray, T]]
     owners: list[tuple[int, int]]
 
 
 def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence[Prompt], *,
-                 layout: Callable[[Prompt], Int[np.ndarray, N]], length: int) -> list[ScoringRow]:
+                 layout: Callable[[Prompt], Layout], length: int) -> list[ScoringRow]:
     """Packs all (question, option) pairs into rows, pairs on one picture side by side as branches.
 
     Args:
-        layout: which visual tokens a prompt's picture is read as, see `show`.
+        layout: how a prompt's pictures are read.
         length: tokens per row.
 
     Raises:
         UserError: when a single pair does not fit into a row, or a prompt has no options, or earlier turns.
     """
-    by_picture: dict[tuple[Picture | None, str | None], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
     for index, prompt in enumerate(prompts):
         if not prompt.options:
             raise UserError(f"question on image {prompt.image_id!r} has no options to score; generate an answer")
         if prompt.history:
             raise UserError("options are scored on a first question; leave out the turns before it")
-        by_picture.setdefault((prompt.picture, prompt.system), []).append(index)
+        between, question = divided_at_places(prompt.question, 1 + len(prompt.more))
+        alike.setdefault((prompt.pictures, prompt.system, between), []).append((index, question))
     rows = []
-    for (_, system), indices in by_picture.items():
-        order = layout(prompts[indices[0]])
-        pairs = [(index, option) for index in indices for option in range(len(prompts[index].options))]
+    for (_, system, between), asked in alike.items():
+        shown = prompts[asked[0][0]]
+        read = layout(shown)
+        pairs = [(index, option) for index, _ in asked for option in range(len(prompts[index].options))]
+        questions = dict(asked)
         while pairs:
-            turns = [(prompts[i].question, prompts[i].options[o]) for i, o in pairs]
+            turns = [(questions[i], prompts[i].options[o]) for i, o in pairs]
             encoded = chat.encode(tokenizer, turns, template=settings.template, branches=True, max_length=length,
-                                  system=settings.system if system is None else system, num_image_tokens=len(order))
+                                  system=settings.system if system is None else system,
+                                  **_places(between, read.sizes))
             kept = len(encoded.answers)
             if kept == 0:
-                raise UserError(f"a question on image {prompts[indices[0]].image_id!r} is longer than {length} tokens, "
-                                f"{len(order)} of them for the image; give a greater row length")
-            rows.append(ScoringRow(prompts[indices[0]], _pad(show(encoded, order), length), pairs[:kept]))
+                raise UserError(f"a question on image {shown.image_id!r} is longer than {length} tokens, "
+                                f"{len(read.tokens)} of them for {_images(shown)}; give a greater row length")
+            rows.append(ScoringRow(shown, _pad(show(encoded, read.tokens), length), pairs[:kept]))
             pairs = pairs[kept:]
     return rows
+
+
+def divided_at_places(text: str, pictures: int) -> tuple[tuple[str, ...], str]:
+    """What a first message says before each of its pictures, and behind the last; ((), text) for one, which always
+    stands in front.
+
+    Raises:
+        UserError: it says `PLACE`, but not once for each.
+    """
+    if pictures == 1:
+        return (), text
+    parts = text.split(PLACE)
+    if len(parts) == 1:
+        parts = ["", *["\n"] * (pictures - 1), f"\n{text}"]
+    if len(parts) != pictures + 1:
+        raise UserError(f"a question has {PLACE} in {len(parts) - 1} places and {pictures} pictures; write it once for "
+                        "each, or nowhere")
+    return tuple(parts[:-1]), parts[-1]
+
+
+def _places(between: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
+    """`chat.encode`'s arguments for pictures of these sizes, each with its text before it; () for one in front."""
+    if not between:
+        return {"num_image_tokens": sum(sizes)}
+    return {"pictures": tuple(zip(between, sizes, strict=True))}
+
+
+def _images(prompt: Prompt) -> str:
+    return f"{1 + len(prompt.more)} images" if prompt.more else "the image"
 
 
 def _pad(encoded: chat.Encoded, length: int) -> dict[str, np.ndarray]:
@@ -141,18 +211,29 @@ def _pad(encoded: chat.Encoded, length: int) -> dict[str, np.ndarray]:
     return padded
 
 
-def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, num_image_tokens: int, *,
+def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, *sizes: int,
                 history: Sequence[tuple[str, str]] = (), system: str | None = None) -> chat.Encoded:
-    """The tokens that an answer to `question` (or, for "", a caption) continues; see `Prompt`."""
+    """The tokens that an answer to `question` (or, for "", a caption) continues; see `Prompt`.
+
+    Args:
+        sizes: positions of each picture.
+
+    Raises:
+        UserError: the pictures' places are not as many as they are, or several are to be captioned.
+    """
     if not question:
-        return chat.encode_plain(tokenizer, None, num_image_tokens=num_image_tokens,
-                                 begin=chat.begin_token(tokenizer))
-    return chat.encode(tokenizer, [*history, (question, None)], template=settings.template,
-                       system=settings.system if system is None else system, num_image_tokens=num_image_tokens)
+        if len(sizes) > 1:
+            raise UserError(f"a caption is of one picture, not of {len(sizes)}; ask a question")
+        return chat.encode_plain(tokenizer, None, num_image_tokens=sum(sizes), begin=chat.begin_token(tokenizer))
+    turns: list[tuple[str, str | None]] = [*history, (question, None)]
+    between, rest = divided_at_places(turns[0][0], max(1, len(sizes)))
+    turns[0] = rest, turns[0][1]
+    return chat.encode(tokenizer, turns, template=settings.template,
+                       system=settings.system if system is None else system, **_places(between, sizes))
 
 
 def show(encoded: chat.Encoded, layout: Int[np.ndarray, N]) -> chat.Encoded:
-    """`encoded` with the k-th of its picture's positions filled by the visual token `layout[k]`."""
+    """`encoded` with the k-th of its pictures' positions filled by the visual token `layout[k]`."""
     index = encoded.image_index
     if not len(layout):
         return encoded

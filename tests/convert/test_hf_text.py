@@ -17,7 +17,8 @@ from spatialllm_jax.data import chat, images  # noqa: E402
 from spatialllm_jax.data import tokenizer as tokenizers  # noqa: E402
 from spatialllm_jax.errors import UserError  # noqa: E402
 from spatialllm_jax.inference import schedule  # noqa: E402
-from spatialllm_jax.inference.engine import load_engine  # noqa: E402
+from spatialllm_jax.inference.engine import Engine, load_engine  # noqa: E402
+from spatialllm_jax.inference.live import Live, Sampling, lanes_for  # noqa: E402
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, open_prompt  # noqa: E402
 from spatialllm_jax.models import store  # noqa: E402
 from spatialllm_jax.models.config import ConnectorConfig  # noqa: E402
@@ -92,6 +93,95 @@ def test_llava_answers_as_our_engine_does(spare, resize, template, tmp_path, tin
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
     torch.testing.assert_close(logits[vocab:], logits[:vocab].mean().expand(rows - vocab), atol=1e-4, rtol=1e-4)
+
+
+AMONG, IN_FRONT = f"A: <image> B: <image> C: <image> {QUESTION}", f"<image>\n<image>\n<image>\n{QUESTION}"
+# Rows have room for four of them.
+THREE = [(AMONG, "abc"), (AMONG, "bac"), (AMONG, "aba"), (IN_FRONT, "abc"), (IN_FRONT, "abc"),
+         ("<image><image>Is the cat closer than <image>", "abc"), ("A: <image> B: <image> C: <image> What?", "abc")]
+OTHERS = [(f"<image>\n{QUESTION}", "a"), ("A: <image> B: <image> What?", "ab"), ("<image>\n<image>\nWhat?", "ba"),
+          *THREE[:2], ("Which is closer: <image> or <image> or <image> or <image>", "cabc")]
+
+
+@pytest.fixture(scope="module")
+def of_several(tmp_path_factory, tiny_tokenizer):
+    """(our engine, transformers' processor, its model, photographs by letter as (picture, PNG))."""
+    folder = tmp_path_factory.mktemp("several")
+    source = model_folder(folder / "model", llava(tiny_tokenizer.vocab_size), tiny_tokenizer,
+                          ChatSettings("llama3", "Look.", 16, "pad"))
+    to_hf.main([str(source), "--out", str(folder / "out")])
+    shown = {}
+    for k, name in enumerate("abc"):
+        buffer = io.BytesIO()
+        picture = Image.fromarray(np.random.default_rng(k + 1).integers(0, 256, (20, 24 + k, 3), dtype=np.uint8))
+        picture.save(buffer, "PNG")
+        shown[name] = picture, buffer.getvalue()
+    return (load_engine(source, batch_size=4), transformers.AutoProcessor.from_pretrained(folder / "out"),
+            transformers.LlavaForConditionalGeneration.from_pretrained(folder / "out"), shown)
+
+
+def ours_and_theirs(of_several, text, names):
+    """(our prompt, transformers' inputs); pictures all in front are ours to place."""
+    _, processor, _, shown = of_several
+    pictures = [(name, shown[name][1]) for name in names]
+    said = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": text}]}],
+                                         add_generation_prompt=True)
+    inputs = processor(images=[shown[name][0] for name in names], text=said, return_tensors="pt",
+                       add_special_tokens=False)
+    front = "<image>\n" * len(names)
+    return Prompt(*pictures[0], text.removeprefix(front), more=tuple(pictures[1:])), inputs
+
+
+@pytest.mark.parametrize("several", [THREE, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["three", "one to four"])
+def test_several_pictures_are_read_at_their_places_token_for_token(of_several, several, monkeypatch):
+    """Asked together, a few at a time, against transformers one by one; each picture is made into an array once."""
+    engine, _, model, _ = of_several
+    engine.forget()
+    asked = [ours_and_theirs(of_several, text, names) for text, names in several]
+    made, pixels = [], Engine.pixels
+    monkeypatch.setattr(Engine, "pixels", lambda self, prompt: made.append(prompt.image_id) or pixels(self, prompt))
+    monkeypatch.setattr(engine.tokenizer, "decode", list)
+    found = engine.generate([prompt for prompt, _ in asked], max_new_tokens=10)
+    assert sorted(made) == ["a", "b", "c"]
+    for (prompt, inputs), got in zip(asked, found, strict=True):
+        ids, image = inputs["input_ids"][0].numpy(), model.config.image_token_id
+        request = engine.request(prompt, 10)
+        ours = np.concatenate([request.before.tokens, request.after.tokens])
+        np.testing.assert_array_equal(np.where(ids == image, 0, ids), ours)
+        with torch.no_grad():
+            theirs = model.generate(**inputs, max_new_tokens=10, do_sample=False)[0, len(ids):].tolist()
+        assert got == [token for token in theirs if token not in engine.stops]
+    # Places, order and pictures all matter, and what is shared is computed once.
+    assert len({tuple(tokens) for tokens in found}) == len(set(several))
+    assert len({engine.request(prompt, 10).group for prompt, _ in asked}) == len(set(several)) - (several == THREE)
+
+
+def test_options_on_several_pictures_are_scored_as_transformers_would(of_several):
+    engine, _, model, _ = of_several
+    options = ("the cat", "a wall in blue")
+    asked = [ours_and_theirs(of_several, text, names) for text, names in THREE]
+    found = engine.score([dataclasses.replace(prompt, options=options) for prompt, _ in asked], row_length=160)
+    for (_, inputs), scores in zip(asked, found, strict=True):
+        for option, score in zip(options, scores, strict=True):
+            answer = [*engine.tokenizer.encode(option), engine.tokenizer.id("<|eot_id|>")]
+            ids = torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
+            with torch.no_grad():
+                logits = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[0]
+            logits = logits[:, :engine.tokenizer.vocab_size]     # without the rows that the export adds
+            logp = torch.log_softmax(logits, -1)[range(len(ids[0]) - 1 - len(answer), len(ids[0]) - 1), answer]
+            assert score == pytest.approx(float(logp.sum()), abs=2e-4)
+
+
+def test_places_that_are_not_as_many_as_the_pictures(of_several):
+    engine, _, _, shown = of_several
+    prompt = Prompt("a", shown["a"][1], "<image> and <image>?", ("x", "y"), more=(("b", shown["b"][1]),) * 2)
+    for ask in (engine.generate, engine.score):
+        with pytest.raises(UserError, match="<image> in 2 places and 3 pictures"):
+            ask([prompt])
+    with pytest.raises(UserError, match="a caption is of one picture, not of 3"):
+        engine.generate([dataclasses.replace(prompt, question="")])
+    with pytest.raises(UserError, match="one picture; several"):
+        Live(engine, lanes_for(engine, 0, 4, 2, 1)).ready(prompt, Sampling(4))
 
 
 def test_own_module_answers_as_our_engine_does(tmp_path, tiny_tokenizer, monkeypatch):

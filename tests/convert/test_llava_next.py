@@ -206,6 +206,39 @@ def test_engine_speaks_as_transformers_does(next_model, folder, tiny_tokenizer):
         assert answer == " ".join(map(str, new)), size
 
 
+@pytest.mark.slow
+def test_engine_reads_several_tiled_pictures_as_transformers_does(next_model, folder, tiny_tokenizer):
+    """Three pictures among words, tiled each in its own way, in rows that have room for four: words and likelihoods."""
+    engine = load_engine(folder, batch_size=2)
+    engine.tokenizer = Numbers(engine.tokenizer)
+    stop = list(chat.stop_ids(tiny_tokenizer, "compact"))
+    asked = [SIZES[:3], SIZES[4:1:-1], (SIZES[3], SIZES[5], SIZES[3])]
+    prompts = []
+    for sizes in asked:
+        (name, first), *more = ((f"{size}", png(picture(*size))) for size in sizes)
+        prompts.append(Prompt(name, first, "First <image> then <image> and <image> What is this?", more=tuple(more)))
+    answers = engine.generate(prompts, max_new_tokens=8)
+    option = (*tiny_tokenizer.encode("a wall"), tiny_tokenizer.id("<|eot_id|>"))
+    scores = engine.score([dataclasses.replace(prompt, options=("a wall",)) for prompt in prompts], row_length=640)
+    assert len({round(float(score[0]), 3) for score in scores}) == 3
+    for sizes, prompt, answer, score in zip(asked, prompts, answers, scores, strict=True):
+        request = engine.request(prompt, 8)
+        tokens, index = (np.concatenate([getattr(part, name) for part in (request.before, request.after)])
+                         for name in ("tokens", "image_index"))
+        tokens = torch.tensor(np.where(index >= 0, IMAGE, tokens))[None]
+        pixels = [processed(picture(*size))[0] for size in sizes]
+        most = max(map(len, pixels))
+        pixels = torch.stack([torch.cat([cut, torch.zeros(most - len(cut), *cut.shape[1:])]) for cut in pixels])
+        shown, whole = dict(pixel_values=pixels, image_sizes=torch.tensor(sizes)), torch.tensor([[*tokens[0], *option]])
+        with torch.no_grad():
+            out = next_model.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8,
+                                      do_sample=False, eos_token_id=stop, pad_token_id=0, **shown)
+            logits = next_model(input_ids=whole, attention_mask=torch.ones_like(whole), **shown).logits[0]
+        assert answer == " ".join(str(token) for token in out[0, tokens.shape[1]:].tolist() if token not in stop)
+        logp = torch.log_softmax(logits[-len(option) - 1:-1], -1)[range(len(option)), option]
+        assert score[0] == pytest.approx(float(logp.sum()), abs=2e-4)
+
+
 def test_ask(folder, tmp_path):
     (tmp_path / "wide.png").write_bytes(png(picture(20, 50)))
     said = ask.main(["Which is closer?", "--model", str(folder), "--image", str(tmp_path / "wide.png"),

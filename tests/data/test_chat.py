@@ -1,5 +1,7 @@
 """Chat templates against the layouts their authors publish, and masks against the texts they came from."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tokenizers
@@ -72,6 +74,28 @@ def test_layouts(letters, template, layout):
     plain = chat.encode(letters, TURNS[:2], template=template, system=SYSTEM)
     without = layout.replace("<image>\n", "").replace("<image>", "")
     assert with_image(letters, plain) == without
+
+
+@pytest.mark.parametrize("template", ["llama3", "vicuna_v1", "chatml", "compact"])
+def test_pictures_among_the_words_of_the_first_message(letters, template):
+    """Each at its place, numbered one after the other; questions behind them are branches that share them."""
+    shown = [("A: ", 4), (" B: ", 3)]
+    encoded = chat.encode(letters, [("C or D?", "C"), TURNS[1]], template=template, pictures=shown, system=SYSTEM)
+    one = chat.encode(letters, [("C or D?", "C"), TURNS[1]], template=template, num_image_tokens=4, system=SYSTEM)
+    seen = "".join("<image>" if image else text_of(letters, encoded.tokens[list(places)]) for image, places in
+                   itertools.groupby(range(encoded.length), lambda at: encoded.image_index[at] >= 0))
+    front = "<image>" if template == "compact" else "<image>\n"
+    assert seen == with_image(letters, one).replace(front, "A: <image> B: <image>")
+    index = encoded.image_index
+    assert index[index >= 0].tolist() == list(range(7)) and np.diff(np.flatnonzero(index >= 0)).tolist() == [
+        1, 1, 1, 1 + len(" B: "), 1, 1]
+    apart = chat.encode(letters, [("C or D?", "C"), TURNS[1]], template=template, pictures=shown, system=SYSTEM,
+                        branches=True)
+    first = int(np.flatnonzero(index >= 0)[-1]) + 1
+    assert (apart.branch_ids[:first] == 0).all() and (apart.branch_ids[first:] > 0).all()
+    assert (apart.tokens[:first] == encoded.tokens[:first]).all()
+    starts = [first, first + int((apart.branch_ids == 1).sum())]
+    assert apart.positions[starts].tolist() == [first, first]
 
 
 def test_default_and_empty_system(letters):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from spatialllm_jax.data import images
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import judge, predictions
 from spatialllm_jax.evaluation.answering import Plan, answer_all
@@ -66,6 +67,61 @@ def test_scoring_and_blanking(tmp_path):
     blind = Model()
     answer_all(asked, blind, tmp_path / "b.jsonl", Plan("score", blind=True))
     assert all(prompt.image is None and prompt.marks == () for prompt in blind.batches[0])
+
+
+class Seeing(Model):
+    """Makes pictures into arrays, and is given them back."""
+
+    features = None
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.given = [], []
+
+    def pixels(self, prompt):
+        self.made.append((images.decode(prompt.image, prompt.image_id)[0, 0].tolist(), prompt.marks))
+        return np.array([len(self.made)])
+
+    def generate(self, prompts, *, max_new_tokens=0, pixels=None):
+        self.given.append(pixels)
+        return super().generate(prompts)
+
+
+def test_a_picture_is_made_into_an_array_once(tmp_path):
+    """Also where a batch ends between finding out and asking; broken ones are skipped as ever."""
+    marks = (Region("0", (0, 0, 1, 1), ""),)
+    asked = [*(item(k) for k in range(5)), item(5, image=png(2)[:60], image_id="cut"), item(6), item(7, marks=marks)]
+    model = Seeing()
+    outcome = answer_all(asked, model, tmp_path / "p.jsonl", Plan("generate", chunk=2))
+    plain = answer_all(asked, Model(), tmp_path / "q.jsonl", Plan("generate", chunk=2))
+    assert outcome.lines == plain.lines and outcome.skipped == plain.skipped and "image of it" in str(outcome.skipped)
+    assert [pixel for pixel, _ in model.made] == [images.decode(png(k))[0, 0].tolist() for k in range(4)]
+    assert model.given == [{("i0", ()): [1]}, {("i1", ()): [2]}, {("i2", ()): [3], ("i3", ()): [4]}]
+    stored = Seeing()
+    stored.features = {}
+    answer_all(asked, stored, tmp_path / "r.jsonl", Plan("generate", chunk=2))
+    assert stored.made == [] and stored.given == [None] * 3
+
+
+def test_questions_about_several_pictures(tmp_path):
+    """All pictures are checked, made into arrays once, and blanked together."""
+    def more(*names):
+        return tuple((f"i{k}", png(k)) for k in names)
+
+    asked = [item(0, more=more(1, 2)), item(2, more=more(0)), item(4, more=(("cut", png(2)[:60]),)),
+             item(6, question="Is <image 2> like <image 1>?", more=more(0))]
+    model = Seeing()
+    outcome = answer_all(asked, model, tmp_path / "p.jsonl", Plan("generate"))
+    assert [str(entry).partition(":")[0] for entry in outcome.skipped] == ["question q04"]
+    prompts = model.batches[0]
+    assert [prompt.pictures for prompt in prompts] == [
+        (("i0", ()), ("i1", ()), ("i2", ())), (("i1", ()), ("i0", ())), (("i0", ()), ("i3", ()))]
+    assert [one.image for one in prompts[2].each] == [png(0), png(3)]
+    assert prompts[2].question.startswith("Is <image> like <image>?\n") and prompts[0].places == 4
+    assert model.given == [{(f"i{k}", ()): [k + 1] for k in range(4)}]
+    blind = Model()
+    answer_all(asked, blind, tmp_path / "b.jsonl", Plan("generate", blind=True))
+    assert [prompt.pictures for prompt in blind.batches[0]] == [(("", ()),) * n for n in (3, 2, 2, 2)]
 
 
 def test_a_second_run_asks_only_what_is_missing(tmp_path):
@@ -145,7 +201,8 @@ def test_the_judge_reads_only_what_no_rule_could(tmp_path):
     reader = Model(lambda prompt: next(said for key, said in verdicts.items() if f"Answer: {key}\n" in prompt.question))
     found = judge.judged(lines, reader, "judge-x", tmp_path / "judge.jsonl")
     # Right: q00 by rule. The feline is wrong (q01 wants the dog), the canine wrong (q02 wants the cat).
-    assert found == {"judge": "judge-x", "asked": 5, "read": 2, "right": 0, "failed": 0, "overall": 1 / 6}
+    counts = {"asked": 5, "read": 2, "right": 0, "nonsense": 2, "failed": 0}
+    assert found == {"judge": "judge-x", **counts, "overall": 1 / 6, "by_rule": {"choice": counts}}
     assert "right" not in reader.batches[0][0].question and reader.batches[0][0].image == b""
     idle = Model()
     assert judge.judged(lines, idle, "judge-x", tmp_path / "judge.jsonl") == found and idle.batches == []
@@ -155,3 +212,27 @@ def test_the_judge_reads_only_what_no_rule_could(tmp_path):
     assert judge.judged(lines, down, "other", tmp_path / "judge.jsonl")["failed"] == 5
     with pytest.raises(UserError, match="the judge: no key"):
         judge.judged(lines, Model(Reply(failure="no key", fatal=True)), "third", tmp_path / "judge.jsonl")
+
+
+def test_the_judge_reads_lengths_and_hours_and_is_not_believed_blindly(tmp_path):
+    """Right: within a quarter of 2 m, within an hour of 12. What it says must be JSON, and stand in the answer."""
+    asked = {"two and a half metres": '{"number": 2.5, "unit": "metres"}', "two, no: three metres": "NONE",
+             "one and a half feet": '```json\n{"number": 1.5, "unit": "feet"}\n```',
+             "about 2": '{"number": 2, "unit": "m"}',
+             "some metres": '{"number": 2, "unit": "metres"}', "a metre": "It says one metre.",
+             "half a metre": '{"number": "half", "unit": "metres"}', "a foot": '{"number": true, "unit": "feet"}'}
+    hours = {"at about one": '{"hour": 1}', "straight on": '{"hour": 12}', "at two or so": '{"hour": 2}',
+             "at three sharp": '{"hour": 3, "why": "it is"}', "four-ish": '{"hour": 4.0}', "five-ish": "5"}
+    items = [*(item(k, rule="metres", answer=2.0, options=(), layout="plain") for k in range(len(asked))),
+             *(item(10 + k, rule="clock", answer=12, options=(), layout="plain") for k in range(len(hours)))]
+    verdicts = {**asked, **hours}
+    lines = [predictions.line_of(question, text) for question, text in zip(items, verdicts, strict=True)]
+    assert not any(line["right"] for line in lines) and {line["parsed"] for line in lines} == {None}
+    reader = Model(lambda prompt: next(said for key, said in verdicts.items() if f"Answer: {key}\n" in prompt.question))
+    found = judge.judged(lines, reader, "j", tmp_path / "judge.jsonl")
+    assert found["by_rule"] == {"metres": {"asked": 8, "read": 2, "right": 1, "nonsense": 5, "failed": 0},
+                                "clock": {"asked": 6, "read": 2, "right": 1, "nonsense": 4, "failed": 0}}
+    assert found["read"] == 4 and found["right"] == 2 and found["nonsense"] == 9 and found["overall"] == 2 / 14
+    assert not any("2.0" in prompt.question for batch in reader.batches for prompt in batch)
+    idle = Model()
+    assert judge.judged(lines, idle, "j", tmp_path / "judge.jsonl") == found and idle.batches == []

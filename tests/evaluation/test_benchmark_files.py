@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.evaluation import benchmarks, predictions, rules
 from spatialllm_jax.evaluation.benchmarks import Source
+from spatialllm_jax.evaluation.benchmarks.files import image_id
 from spatialllm_jax.evaluation.items import Item, Skipped, rotations
 from spatialllm_jax.evaluation.tally import tally, with_headline
 
@@ -105,13 +107,18 @@ def cv_rows():
 
 
 def test_cv_bench_from_parquet_and_from_json_lines(tmp_path):
-    write_parquet(tmp_path / "pq" / "test.parquet", [{**row, "image": {"bytes": png(k), "path": None}}
-                                                     for k, row in enumerate(cv_rows())])
+    for kind in ("2D", "3D"):       # as the hub has them now
+        write_parquet(tmp_path / "pq" / f"test_{kind.lower()}.parquet", [
+            {**row, "image": {"bytes": png(k), "path": None}}
+            for k, row in enumerate(cv_rows()) if row["type"] == kind])
     (tmp_path / "raw" / "img" / "2D").mkdir(parents=True)
     (tmp_path / "raw" / "img" / "2D" / "a.png").write_bytes(png())
-    (tmp_path / "raw" / "test.jsonl").write_text(
-        "".join(json.dumps({**row, "filename": "img/2D/a.png"}) + "\n" for row in cv_rows()))
-    for folder in ("pq", "raw"):
+    lines = [json.dumps({**row, "filename": "img/2D/a.png"}) + "\n" for row in cv_rows()]
+    shutil.copytree(tmp_path / "raw", tmp_path / "parts")
+    (tmp_path / "raw" / "test.jsonl").write_text("".join(lines))
+    for kind, part in (("2d", lines[:3]), ("3d", lines[3:])):
+        (tmp_path / "parts" / f"test_{kind}.jsonl").write_text("".join(part))
+    for folder in ("pq", "raw", "parts"):
         items, skipped = read("cv_bench", tmp_path / folder)
         assert not skipped and len(items) == 7
         assert items[0].prompt == cv_rows()[0]["prompt"] == rotations(items[0])[0].prompt
@@ -173,6 +180,11 @@ def test_spatialrgpt_bench(tmp_path):
     assert [mark.label for mark in items[0].marks] == ["0", "1"]
     assert items[0].marks[0].bbox == (0.25, 0.25, 0.5, 0.5) and items[0].marks[1].bbox == (0.0, 0.0, 1.0, 1.0)
     assert items[0].type == "tall/short" and items[2].type == "left/right" and items[3].type == "distance"
+    # The parquet file has the picture within, and text where the JSON has lists and records.
+    rows = [{"image": {"bytes": png(), "path": "x.png"}, **{key: str(value) for key, value in entry.items()}}
+            for entry in RGPT]
+    write_parquet(tmp_path / "hub" / "data" / "val-00000-of-00001.parquet", rows)
+    assert read("spatialrgpt", tmp_path / "hub") == (items, [])
     # Within a quarter (2.5 of 2.0), outside it (20 cm of 25.4), one hour over midnight, no unit.
     said = ["No, it is shorter.", "In fact, it is in front.", "Region [1].", "2.5 meters", "19 cm", "11 o'clock",
             "about 1"]
@@ -269,6 +281,69 @@ def test_any_vlmevalkit_tsv(tmp_path):
     assert tree["overall"]["acc"] == 4 / 5 and tree["by_group"]["nature"]["acc"] == 0.5
     # Questions 3, 4, 5 and 6; 3 is wrong under one of its rotations.
     assert tree["variants"]["circular"]["overall"]["acc"] == 3 / 4
+
+
+def test_tsv_with_several_pictures_per_question(tmp_path):
+    """A list as VLMEvalKit writes it, in front of the question or where MMMU and MUIRBench name its pictures."""
+    three = str([b64(1), b64(2), b64(3)])
+    two = {"A": "cat", "B": "dog", "answer": "B"}
+    rows = [{"index": 1, "image": three, "question": "Which of them?", **two},
+            {"index": 2, "image": "1", "question": "Is <image 3> like <image 1>, or <image 3>?", **two},
+            {"index": 3, "image": three, "question": "Of <image>, is it", "A": "<image>", "B": "<image>",
+             "answer": "A"},
+            {"index": 4, "image": three, "question": "See <image 2>.", "answer": "yes"},
+            {"index": 5, "image": str([b64(4)]), "question": "What is in <image 1>?", "answer": "a cat"},
+            {"index": 6, "image": three, "question": "Of <image> and <image>?", "answer": "a cat"},
+            {"index": 7, "image": three, "question": "See <image 4>.", "answer": "a cat"},
+            {"index": 8, "image": "[" + 70 * "x" + "]", "question": "What?", "answer": "a cat"},
+            {"index": 9, "image": str([b64(1), "gone.png"]), "question": "What?", "answer": "a cat"},
+            {"index": 10, "image": str([[]] * 40), "question": "What?", "answer": "a cat"}]
+    items, skipped = read("tsv", write_tsv(tmp_path / "any.tsv", rows))
+
+    def shown(item):
+        assert all(name == image_id(image) for name, image in item.pictures)
+        return [image for _, image in item.pictures]
+
+    assert [len(item.more) for item in items] == [2, 2, 2, 2, 0]
+    assert [shown(item) for item in items] == [[png(k) for k in ks] for ks in (
+        (1, 2, 3), (3, 1, 3), (1, 2, 3), (2,), (4,))]
+    assert items[0].text == items[0].prompt and "<image" not in items[0].text
+    assert items[1].text.startswith("Question: Is <image> like <image>, or <image>?\n")
+    assert items[2].text.count("<image>") == 3 and "B. <image 3>" in items[2].prompt
+    turned = rotations(items[2])[1]     # its pictures go with their options
+    assert turned.options == ("<image 3>", "<image 2>") and shown(turned) == [png(1), png(3), png(2)]
+    assert items[4].text == "What is in <image 1>?"     # one picture stands in front
+    lines = [predictions.line_of(item, "A") for item in items]
+    assert lines[1]["images"] == [image_id(png(k)) for k in (3, 1, 3)] and "images" not in lines[4]
+    for found, (index, why) in zip(skipped, ((6, "places for 2 pictures, and it has 3"), (7, "places for 4"),
+                                             (8, "no list of pictures"), (9, "'gone.png' is not in"),
+                                             (10, "neither base64")), strict=True):
+        assert found.where == f"any.tsv line {index + 1}" and why in found.why
+
+
+def test_tsv_with_paths_of_pictures(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").write_bytes(png("ab".index(name)))
+    rows = [{"index": k, "image_path": path, "question": "What?", "answer": "a cat"} for k, path in enumerate((
+        "a.png", "['b.png', 'a.png']", "/etc/passwd.png"))]
+    items, skipped = read("tsv", write_tsv(tmp_path / "any.tsv", rows))
+    assert [[image for _, image in item.pictures] for item in items] == [[png(0)], [png(1), png(0)]]
+    assert "leaves the benchmark's folder" in skipped[0].why
+    with pytest.raises(UserError, match="no column 'image or image_path'"):
+        read("tsv", write_tsv(tmp_path / "none.tsv", [{"index": 1, "question": "What?", "answer": "a"}]))
+
+
+def test_llava_questions_about_several_pictures(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png("ab".index(name)))
+    rows = [{"question_id": k, "image": ["a.png", "b.png"], "text": text, "answer": "yes"} for k, text in enumerate((
+        "Are <image>\nand <image> alike?", "Are they alike?", "Is <image>?"))]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items, skipped = read("llava", tmp_path)
+    assert [item.text for item in items] == ["Are <image>\nand <image> alike?", "Are they alike?"]
+    assert all([image for _, image in item.pictures] == [png(0), png(1)] for item in items)
+    assert "places for 1 pictures, and it has 2" in skipped[0].why
 
 
 def test_llava_questions_with_and_without_answers(tmp_path):

@@ -49,6 +49,23 @@ def test_both_formats(kind, monkeypatch):
     assert picture_of(body) == ("image/png", encoded())
 
 
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_several_pictures_are_sent_at_their_places(kind):
+    first, second, third = (encoded(size=(20 + k, 20)) for k in range(3))
+    more = (("b", second), ("c", third))
+    asked = [Prompt("a", first, "Is <image> nearer than\n<image> and <image>?", more=more),
+             Prompt("a", first, "Which is nearest?", more=more)]
+    with serving(lambda *_: "fine") as fake:
+        endpoint(fake, format=kind, workers=1).generate(asked)
+    sent = []
+    for _, _, body in fake.requests:
+        parts = body["messages"][0]["content"]
+        sent.append([part["text"] if part["type"] == "text" else picture_of({"messages": [{"content": [part]}]})[1]
+                     for part in parts])
+    assert sent == [["Is ", first, " nearer than\n", second, " and ", third, "?"],
+                    [first, second, third, "Which is nearest?"]]
+
+
 def test_parameters_of_every_request():
     with serving(lambda *_: "fine") as fake:
         chosen = (("temperature", None), ("max_tokens", None), ("max_completion_tokens", 99))

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from launch import cli, evaluate, report
+from spatialllm_jax.data import images
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
-from spatialllm_jax.evaluation import runs
+from spatialllm_jax.evaluation import benchmarks, runs
+from spatialllm_jax.evaluation.benchmarks import Source, items_of
 from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.models import store
 from tests.conftest import random_params
@@ -149,9 +151,37 @@ def test_a_judge_is_counted_apart(tmp_path, capsys):
         evaluate.main(["--rescore", "--out", str(tmp_path / "run"), "--judge", fake.url, "--judge-model", "j"])
         assert len(fake.requests) == asked == 2
     assert judged["scores"] == json.loads(json.dumps(plain["scores"]))
-    assert judged["judge"] == {"judge": "j", "asked": 2, "read": 2, "right": 1, "failed": 0,
+    counts = {"asked": 2, "read": 2, "right": 1, "nonsense": 0, "failed": 0}
+    assert judged["judge"] == {"judge": "j", **counts, "by_rule": {"choice": counts},
                                "overall": pytest.approx(plain["scores"]["overall"]["acc"] + 1 / 12)}
-    assert "judge j: read 2 of 2" in capsys.readouterr().out
+    assert "read by the judge j: 2 of 2 unread answers, 1 right; with them" in capsys.readouterr().out
+
+
+def test_a_judge_reads_what_spatialrgpt_bench_was_answered(tmp_path, capsys):
+    """Three claims and choices, three lengths and a direction, all answered in words that no rule reads."""
+    said = {"How far": "two or so metres", "How wide": "around half a foot", "How tall": "tall",
+            "where will": "at your eleven", "Which": "the other", "Is Region": "perhaps"}
+    verdicts = {"How far": '{"number": 2, "unit": "metres"}', "How wide": '{"number": 0.5, "unit": "foot"}',
+                "How tall": '{"number": 1, "unit": "metre"}', "where will": '{"hour": 11}'}
+
+    def looked_up(texts):
+        return lambda text, _: next((words for key, words in texts.items() if key in text), "NONE")
+
+    out = str(tmp_path / "run")
+    with serving(looked_up(said)) as fake:
+        evaluate.main(["--benchmark", "spatialrgpt", "--data", str(write_spatialrgpt(tmp_path)), "--endpoint", fake.url,
+                       "--endpoint-model", "m", "--out", out, "--quiet"])
+    with serving(looked_up(verdicts)) as fake:
+        found = evaluate.main(["--rescore", "--out", out, "--judge", fake.url, "--judge-model", "j"])
+    # Half a foot is not within a quarter of 10 inches; nobody said that Region [1] is a metre tall.
+    assert found["judge"]["by_rule"] == {
+        "choice": {"asked": 1, "read": 0, "right": 0, "nonsense": 0, "failed": 0},
+        "claim": {"asked": 2, "read": 0, "right": 0, "nonsense": 0, "failed": 0},
+        "clock": {"asked": 1, "read": 1, "right": 1, "nonsense": 0, "failed": 0},
+        "metres": {"asked": 3, "read": 2, "right": 1, "nonsense": 1, "failed": 0}}
+    assert found["scores"]["overall"]["acc"] == 0 and found["judge"]["overall"] == 2 / 7
+    assert ("read by the judge j: 3 of 7 unread answers (choice 0 of 1, claim 0 of 2, clock 1 of 1, metres 2 of 3), 2 "
+            "right, 1 nonsense; with them 28.6%") in capsys.readouterr().out
 
 
 def test_a_model_folder_scores_as_it_did_before_there_were_other_benchmarks(tiny_dataset, tiny_tokenizer, tmp_path,
@@ -161,7 +191,11 @@ def test_a_model_folder_scores_as_it_did_before_there_were_other_benchmarks(tiny
     (folder / "chat.json").write_text(json.dumps(dataclasses.asdict(SETTINGS)))
     tiny_tokenizer.save(folder)
     argv = ["--model", str(folder), "--data", tiny_dataset, "--batch-size", "4", "--row-length", "96", "--quiet"]
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *args: decoded.append(args) or decode(*args))
     found = evaluate.main([*argv, "--blind"])
+    items = list(items_of(benchmarks.get("spatial_vqa"), Source(Path(tiny_dataset))))
+    assert len(decoded) == len({(item.image_id, item.marks) for item in items}) > len({item.image_id for item in items})
     engine, records = load_engine(folder, batch_size=4), open_split(tiny_dataset, "test")
     asked = spatial_vqa.select([records[k] for k in range(len(records))])
     for name, file in runs.FILES.items():

@@ -63,6 +63,33 @@ def test_choices(tmp_path, folder, documents):
     assert 0 < share < 1 and result["acc,none"] == share
 
 
+def request(text, settings, visuals, kind="generate_until"):
+    from lmms_eval.api.instance import Instance
+
+    return Instance(kind, (text, settings, lambda _: visuals, 0, "t", "test"), 0,
+                    {"task": "t", "doc_id": 0, "repeats": 1})
+
+
+def test_documents_with_several_pictures(folder, documents):
+    """Where the task's text places them, or in front as lmms-eval's LLaVA class does; words and losses."""
+    from spatialllm_jax.evaluation.lmms_model import LmmsModel
+
+    model = LmmsModel(str(folder), batch_size=2)
+    model.task_dict = {"t": {"test": [None]}}
+    visuals = [documents[k]["image"] for k in (0, 2, 4)]
+    (_, first), *more = ((str(k), one.image) for k, one in enumerate(prompts_of([documents[k] for k in (0, 2, 4)])))
+    texts = ["<image> and <image>: like <image>?", "Which?"]
+    prompts = [Prompt("0", first, text, ("a wall",), more=tuple(more)) for text in (
+        texts[0], "<image> <image> <image>\nWhich?")]
+    engine = load_engine(folder, batch_size=2)
+    assert model.generate_until([request(text, {"max_new_tokens": 6}, visuals) for text in texts]) == engine.generate(
+        prompts, max_new_tokens=6)
+    losses = [found.text[0] for found in model.loglikelihood(
+        [request(text, "a wall", visuals, "loglikelihood") for text in texts])]
+    np.testing.assert_allclose(losses, [-its.logp[0] / its.tokens[0] for its in engine.likelihoods(
+        prompts, row_length=1024)], rtol=1e-5)
+
+
 def test_mistakes(folder):
     from spatialllm_jax.evaluation.lmms_model import LmmsModel
 
@@ -72,15 +99,12 @@ def test_mistakes(folder):
         LmmsModel(str(folder), temprature=1)
     model = LmmsModel(str(folder))
 
-    def ask(visuals, **settings):
-        from lmms_eval.api.instance import Instance
-
+    def ask(visuals, text="q", **settings):
         model.task_dict = {"t": {"test": [None]}}
-        model.generate_until([Instance("generate_until", ("q", settings, lambda _: visuals, 0, "t", "test"), 0,
-                                       {"task": "t", "doc_id": 0, "repeats": 1})])
+        model.generate_until([request(text, settings, visuals)])
 
-    with pytest.raises(UserError, match="2 pictures"):
-        ask([Image.new("RGB", (4, 4))] * 2)
+    with pytest.raises(UserError, match=r"2 pictures for 1 places \(<image>\)"):
+        ask([Image.new("RGB", (4, 4))] * 2, text="what is <image>?")
     with pytest.raises(UserError, match="num_beams=3"):
         ask([], num_beams=3)
     with pytest.raises(UserError, match="a dict is no picture"):

@@ -3,7 +3,14 @@
 import pytest
 
 from spatialllm_jax.evaluation.parsing import parse_choice, parse_claim
-from spatialllm_jax.evaluation.quantities import parse_clock, parse_metres, parse_phrase, same_phrase
+from spatialllm_jax.evaluation.quantities import (
+    given_hour,
+    given_metres,
+    parse_clock,
+    parse_metres,
+    parse_phrase,
+    same_phrase,
+)
 
 LENGTHS = [
     ("1.2 meters", 1.2), ("1.2m", 1.2), ("It is 3 ft.", 0.9144), ("48.47 centimeters.", 0.4847), ("10.0 inches", 0.254),
@@ -37,6 +44,34 @@ CLAIMS = [
     ("Yes and no", None), ("Actually, yes", None), ("No, yes", None), ("Region [0] is taller.", None), ("", None),
     ("I'm sorry, but I can't assist with that.", None), ("Correctly guessing is hard", None), ("Nope", None),
 ]
+# What a judge says an answer says, and what is believed of it.
+GIVEN_LENGTHS = [
+    ("Hm, two and a half metres I'd say", 2.5, "metres", 2.5), ("a metre and a half", 1.5, "m", 1.5),
+    ("half a foot", 0.5, "feet", 0.1524), ("three hundred and fifty cm", 350, "cm", 3.5),
+    ("2 and a half m", 2.5, "m", 2.5),
+    ("three quarters of a metre", 0.75, "meter", 0.75), ("a couple of yards", 2, "Yards", 1.8288),
+    ("It's not far: 1,200 mm or so", 1200, "mm", 1.2), ("Region [3] is 2.5 m away, not 3 m", 2.5, "m", 2.5),
+    ("5' or so", 5, "ft", 1.524), ("5' or so", 5, "'", 1.524),
+    # It was not said.
+    ("2.5 m", 3, "m", None), ("2.5 m", 2.5, "feet", None), ("2.5", 2.5, "m", None), ("many metres", 10, "metres", None),
+    ("Region [3] is a few metres away", 3, "metres", None), ("2-3 m", 2.5, "m", None), ("2-3 m", 2, "m", None),
+    ("2 m", -2, "m", None), ("0 m", 0, "m", None), ("2 m", 2, "parsecs", None), ("a metre", float("inf"), "m", None),
+    ("a metre", float("nan"), "m", None), ("2 m then 3 m", 5, "m", None), ("it is 3 in front", 3, "inches", None),
+]
+GIVEN_HOURS = [
+    ("it is at about 3, or so", 3, 3), ("at your three", 3, 3), ("to the right", 3, None), ("2 or 3", 3, None),
+    ("13", 13, None), ("0", 0, None), ("Region [3] is behind you", 3, None), ("Region 3, at 6", 6, 6),
+]
+
+
+@pytest.mark.parametrize("text, number, unit, metres", GIVEN_LENGTHS)
+def test_lengths_that_others_read(text, number, unit, metres):
+    assert given_metres(number, unit, text) == (None if metres is None else pytest.approx(metres))
+
+
+@pytest.mark.parametrize("text, said, hour", GIVEN_HOURS)
+def test_hours_that_others_read(text, said, hour):
+    assert given_hour(said, text) == hour
 
 
 @pytest.mark.parametrize("text, metres", LENGTHS)

@@ -19,6 +19,13 @@ def test_pictures_and_mirror_images_are_one_cluster():
     assert [backwards.index(name) for name in backwards] == [0, 0, 2, 2, 2, 5]
 
 
+def test_questions_that_share_one_of_their_pictures_are_one_cluster():
+    lines = [line(0, True, image="a", images=["a", "b"]), line(1, True, image="c", images=["c", "b"]),
+             line(2, True, image="b"), line(3, True, image="d", images=["d", "d"])]
+    found = clusters_of(lines)
+    assert [found.index(name) for name in found] == [0, 0, 0, 3]
+
+
 def test_averages_by_hand():
     lines = [line(0, True), line(1, False), line(2, True, type="other", options=["a", "b", "c", "d"]),
              line(3, False, choice=None, type="other", group="g"), line(4, None, answer=None)]

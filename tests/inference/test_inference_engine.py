@@ -1,6 +1,7 @@
 """The engine: option scores against one plain forward per option, and answers that do not depend on company."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -12,6 +13,7 @@ from PIL import Image
 from spatialllm_jax.data import chat, images
 from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.inference import pictures
 from spatialllm_jax.inference.engine import Engine, load_engine
 from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket, scoring_rows
 from spatialllm_jax.inference.scoring import option_scores
@@ -81,7 +83,8 @@ def test_scores_equal_separate_rows(engine, params, tiny_tokenizer, prompts):
 def test_tokens_that_are_not_the_likeliest_are_counted(engine, params, tiny_tokenizer, prompts):
     """Targets are set to the likeliest tokens of a plain forward, then some of them to others."""
     one = dataclasses.replace(prompts[0], options=("a wall in blue",))
-    row, = scoring_rows(tiny_tokenizer, SETTINGS, [one], layout=engine._layout, length=96)
+    row, = scoring_rows(tiny_tokenizer, SETTINGS, [one], layout=functools.partial(pictures.layout, CONFIG),
+                        length=96)
     # As many rows as `engine` scores at a time: its own program.
     arrays = {name: np.stack([array] * engine.batch_size) for name, array in row.arrays.items()}
     pixels = images.load(one.image, 16, resize="stretch")[None, None]

@@ -11,7 +11,7 @@ from spatialllm_jax.evaluation.items import Item
 
 def _item(kind: str) -> Callable[[Row], Item | None]:
     def item(row: Row) -> Item | None:
-        """A row of `test.parquet`, or of `test.jsonl` with `img/`."""
+        """A row of `test_2d.parquet` and `test_3d.parquet` (once one `test.parquet`), or of the JSONL with `img/`."""
         if kind not in ("", row.text("type")):
             return None
         options = row.options("choices")
@@ -32,7 +32,7 @@ def headline(lines: Lines) -> dict[str, float | None]:
 
 
 BENCHMARKS = tuple(
-    Benchmark(name, title, ("test.parquet", "test*.parquet", "*.parquet", "test.jsonl"),
+    Benchmark(name, title, ("test.parquet", "test*.parquet", "*.parquet", "test.jsonl", "test*.jsonl"),
               ("idx", "type", "task", "question", "choices", "answer", "source"), _item(kind), headline)
     for name, title, kind in (("cv_bench", "CV-Bench", ""), ("cv_bench_2d", "CV-Bench 2D", "2D"),
                               ("cv_bench_3d", "CV-Bench 3D", "3D")))

@@ -6,6 +6,7 @@ the evaluation counts and skips.
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import csv
@@ -81,6 +82,22 @@ class Row:
             raise BadRow(f"answer {text[:40]!r} is none of its {len(options)} options")
         return index
 
+    def nested(self, key: str) -> Any:
+        """A list or a mapping that must be there; some parquet files hold them as text, JSON's or Python's."""
+        value = self.need(key)
+        return _literal(value, f"column {key!r} is no list and no record") if isinstance(value, str) else value
+
+    def pictures(self, key: str) -> tuple[bytes, ...]:
+        """The encoded pictures in column `key`: one, or a list of them (VLMEvalKit writes it as a text)."""
+        value = self.need(key)
+        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            value = _literal(value, f"column {key!r} is no list of pictures")
+        if not isinstance(value, list):
+            return (self.picture(key),)
+        if not value:
+            raise BadRow(f"column {key!r} holds no picture")
+        return tuple(dataclasses.replace(self, values={key: one}).picture(key) for one in value)
+
     def picture(self, key: str) -> bytes:
         """The encoded picture in column `key`: bytes, parquet's {bytes, path}, base64, or a file's name."""
         value = self.need(key)
@@ -107,6 +124,15 @@ class Row:
         raise BadRow(f"picture {name!r} is not in {' or '.join(map(str, self.folders))}")
 
 
+def _literal(text: str, why: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    raise BadRow(why)
+
+
 def image_id(image: bytes) -> str:
     """A name for a picture by its content, so that questions that share it are known to."""
     return hashlib.sha256(image).hexdigest()[:16]
@@ -130,7 +156,8 @@ def read_rows(files: Sequence[Path], columns: Sequence[str], images: Path | None
     """All rows of the files, in order; a BadRow ("where: why") in place of one that cannot be parsed.
 
     Args:
-        columns: that every row of the format has; a table without one is not this benchmark's file.
+        columns: that every row of the format has ("a or b": one of them); a table without one is not this benchmark's
+            file.
         images: folder of pictures; else the files' own, and "images", "img" and "image" beside them.
 
     Raises:
@@ -155,7 +182,7 @@ _Pair = tuple[str, Mapping[str, Any] | str]   # where, values or what is wrong
 
 def _table(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
     csv.field_size_limit(1 << 30)
-    shared = _shared_pictures(file) if "image" in columns else {}
+    shared = _shared_pictures(file)
     for number, row in enumerate(_dicts(file), 2):
         if number == 2:
             _check(file, row, columns)
@@ -207,7 +234,7 @@ def _json(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
 def _object(entry: Any, columns: Sequence[str]) -> Mapping[str, Any] | str:
     if not isinstance(entry, Mapping):
         return "it is no JSON object"
-    missing = [name for name in columns if name not in entry]
+    missing = _missing(entry, columns)
     return f"it has no {missing[0]!r}" if missing else entry
 
 
@@ -231,9 +258,13 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[_Pair]:
 
 
 def _check(file: Path, names: Mapping[str, Any], columns: Sequence[str]) -> None:
-    if missing := [name for name in columns if name not in names]:
+    if missing := _missing(names, columns):
         held = ", ".join(str(name) for name in names if name)
         raise UserError(f"{file} has no column {missing[0]!r} (it has {held}); it is not this benchmark's file")
+
+
+def _missing(names: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if not any(one in names for one in name.split(" or "))]
 
 
 _READERS = {".tsv": _table, ".csv": _table, ".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}

@@ -22,10 +22,11 @@ _PAIRS = {"above": "below/above", "below": "below/above", "left": "left/right", 
 
 
 def item(row: Row) -> Item:
-    """An entry of `SpatialRGPT-Bench_v1.json`: regions are drawn as numbered boxes, "Region [0]" in the question."""
-    question, qa, info = row.text("text_q"), row.need("qa_info"), row.need("image_info")
-    reference = row.need("conversations")[1]["value"]
-    marks = tuple(_region(k, box, info) for k, box in enumerate(row.need("bbox")))
+    """An entry of `SpatialRGPT-Bench_v1.json`, or a row of `data/val-*.parquet`, which has the picture in it: regions
+    are drawn as numbered boxes, "Region [0]" in the question."""
+    question, qa, info = row.text("text_q"), row.nested("qa_info"), row.nested("image_info")
+    reference = row.nested("conversations")[1]["value"]
+    marks = tuple(_region(k, box, info) for k, box in enumerate(row.nested("bbox")))
     name = row.get("image") if row.get("image") is not None else info["file_path"]
     image = Row(row.where, {"image": name}, row.folders).picture("image")
     category, rule = str(qa["category"]), "metres"
