@@ -62,7 +62,7 @@ def test_slurm_on_two_nodes(tiny_dataset, tmp_path):
     config.write_text(CONFIG.replace("{config!r}", repr(tree(tiny_dataset, tmp_path, steps=3))))
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable,
                    "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-                   "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+                   "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     # Later flags win: the tiny row and two devices instead of the paper's row and sixteen.
     done = subprocess.run(
         [RECIPES / "slurm.sbatch", "align_in166k", f"--config={config}", "--config.mesh.fsdp=2", "--local-devices=1",

@@ -150,7 +150,7 @@ def plan(tmp_path, config, *flags, check=True):
     file = tmp_path / "config.py"
     file.write_text(CONFIG.replace("{config!r}", repr(config)))
     # A fresh process: the number of fake devices is fixed when JAX starts.
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, "-m", "launch.plan", f"--config={file}", "--json", *flags], cwd=ROOT,
                           env=environment, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stderr[-3000:]

@@ -32,7 +32,7 @@ def launch(tmp_path, cache):
         file.write_text(CONFIG.replace("{config!r}", repr(config)))
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
                        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", "launch.train", f"--config={file}", f"--workdir={tmp_path / name}", "--quiet",
              *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -59,7 +59,7 @@ def whole(tiny_dataset, tmp_path_factory, cache):
     file = folder / "whole.py"
     file.write_text(CONFIG.replace("{config!r}", repr(tree(tiny_dataset, folder))))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": "",
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     subprocess.run([sys.executable, "-m", "launch.train", f"--config={file}", f"--workdir={folder / 'run'}", "--quiet"],
                    cwd=ROOT, env=environment, check=True, capture_output=True)
     return folder / "run"
