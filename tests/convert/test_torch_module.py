@@ -109,10 +109,13 @@ def test_logits_and_greedy_tokens(name, tmp_path):
     expected, visual = ours(config, params, tokens, index, pixels)
     with torch.no_grad():
         got = model(input_ids=ids, pixel_values=torch.tensor(pixels), attention_mask=torch.ones_like(ids)).logits
-        written = model.generate(input_ids=ids, pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2), do_sample=False,
-                                 attention_mask=torch.ones_like(ids), max_new_tokens=8, pad_token_id=0)
     assert expected.std() > 0.1
     np.testing.assert_allclose(got.numpy(), expected, atol=TOLERANCE, rtol=TOLERANCE)
+    if config.llm == NANO.llm and name != "nano":
+        return      # another encoder or connector, whose tokens are compared: the same language model reads them
+    with torch.no_grad():
+        written = model.generate(input_ids=ids, pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2), do_sample=False,
+                                 attention_mask=torch.ones_like(ids), max_new_tokens=8, pad_token_id=0)
     lengths = np.full(len(tokens), tokens.shape[1], np.int32)
     greedy = schedule.generate(SpatialLLM(config), params, tokens, lengths, index, visual,
                                max_new_tokens=8, stop=())

@@ -87,7 +87,9 @@ def test_devices_with_the_same_rows_share_the_images():
     assert seen == [1] * 8
 
 
-@pytest.mark.parametrize("sizes", [None, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "context": 4}])
+@pytest.mark.parametrize("sizes", [
+    None, pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+    {"data": 1, "fsdp": 2, "context": 4}])
 def test_the_model_sees_the_same_tokens(sizes):
     """Row by row and image by image, as every slot encoded; empty slots give nothing."""
     config = preset("nano")

@@ -92,7 +92,8 @@ def both(scheme, **changes):
     return (config.replace(llm_quantize=scheme), small), (config, dense)
 
 
-@pytest.mark.parametrize(("scheme", "remat"), [("int8", "none"), ("int4", "none"), ("int4", "full")])
+@pytest.mark.parametrize(("scheme", "remat"), [
+    pytest.param("int8", "none", marks=pytest.mark.slow), ("int4", "none"), ("int4", "full")])
 def test_model_and_lora_gradients_are_those_of_the_dense_model(scheme, remat):
     tokens = np.random.default_rng(1).integers(0, 64, (2, 9))
     rest = dict(tokens=tokens, positions=np.tile(np.arange(9), (2, 1)), segment_ids=np.ones_like(tokens),

@@ -131,6 +131,7 @@ def sharded(folder, fsdp=8, tensor=1, depth=2):
     return compiled, planned.stage.rows.batch_size
 
 
+@pytest.mark.slow
 def test_programs_do_not_grow_with_depth():
     shallow, deep = sharded("")[0], sharded("", depth=9)[0]
     assert abs(deep.instructions - shallow.instructions) <= 0.01 * shallow.instructions

@@ -42,12 +42,13 @@ def test_answers_from_corners(random_scene, region, register, form):
     seen = set()
     for seed in range(25):
         scene = random_scene(seed)
+        picture = Picture.of_scene(scene)
         for question in generate_questions(scene, config, question_rng(0, seed)):
             assert recheck(question, scene) is None, question
             if question.type in JUDGED:
                 assert question.form == form
                 said = question.answer[0].lower() if form == "yes_no" else ""
-                seen.add((question.type, check(question, Picture.of_scene(scene)), said))
+                seen.add((question.type, check(question, picture), said))
     answers = {(kind, truth) for kind, truth, _ in seen}
     assert len(answers) == 5 * 2 + 2 * 4 + 4 * 2  # every answer of every type occurs,
     if form == "yes_no":
@@ -80,8 +81,9 @@ def test_probing_numbers_from_corners(random_scene):
     config = QuestionConfig("t", dict.fromkeys(("depth", "distance", "location"), 9))
     for seed in range(10):
         scene = random_scene(seed)
+        picture = Picture.of_scene(scene)
         for question in generate_questions(scene, config, question_rng(1, seed)):
-            o = Picture.of_scene(scene).pointed(question)
+            o = picture.pointed(question)
             if question.type == "location":
                 expected = o[0].center
                 found = [question.quantities[k] for k in "xyz"]
