@@ -30,9 +30,10 @@ def check_file(flag: str, path: str) -> None:
     """Raises UserError where no file can be written at `path`; for before long work. Makes nothing."""
     file = Path(path)
     above = next((folder for folder in file.parents if folder.exists()), file)
-    if file.is_dir() or not above.is_dir():
-        raise UserError(f"{flag} {path} cannot be a file: {file if file.is_dir() else above} is "
-                        f"{'a folder' if file.is_dir() else 'no folder'}; name another one")
+    wrong = (f"{file} is a folder" if file.is_dir() else f"{above} is no folder" if not above.is_dir()
+             else "" if os.access(above, os.W_OK) else f"{above} may not be written to")
+    if wrong:
+        raise UserError(f"{flag} {path} cannot be written: {wrong}; name another file")
 
 
 def machine_flags(parser: argparse.ArgumentParser, traced: str) -> None:

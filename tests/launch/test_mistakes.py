@@ -78,6 +78,10 @@ CASES = {
     "no pictures to render": ("launch.pose", ["render", "--out", "{out}/x", "--count", "train=0"], "--count 'train=0'"),
     "no meshes": ("launch.pose", ["render", "--out", "{out}/x", "--meshes", "missing/m"], "--only meshes"),
     "no assets for the demo": ("launch.pose", ["demo", "--assets", "missing/a", "--out", "{out}/x"], "--only dinov2"),
+    "scores over a folder": ("launch.pose", ["evaluate", "--model", "m", "--data", "d", "--out", "{out}"],
+                             "is a folder"),
+    "a page below a file": ("launch.probe", ["--encoders", "a=w", "--data", "d", "--page", "{picture}/page.html"],
+                            "is no folder; name another file"),
     "no weights to probe": ("launch.probe", ["--encoders", "a=missing/w", "--data", "{data}"], "missing/w"),
 }
 

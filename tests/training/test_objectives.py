@@ -153,7 +153,7 @@ def chunked(chunk):
 def test_contrast_in_chunks_on_any_mesh_is_the_whole_matrix(shape, distinct):
     args = pairs(40, distinct)
     loss, grads = by_torch(*args)
-    for chunk in (1, 3, 64):
+    for chunk in (1, 3, 64) if shape is None else (3, 64):
         if shape is None:
             value, found = chunked(chunk)(*args)
         else:
@@ -185,8 +185,8 @@ def objective():
     return NextToken(MODEL, 2, 16)
 
 
-def fresh(flat, tx, trainable="connector|llm"):
-    chosen, frozen = split({path: jnp.array(leaf) for path, leaf in flat.items()}, trainable)
+def fresh(flat, tx):
+    chosen, frozen = split({path: jnp.array(leaf) for path, leaf in flat.items()}, "connector")
     return init_state(chosen, frozen, tx, jax.random.key(3))
 
 
@@ -198,6 +198,7 @@ def tx():
 
 @pytest.fixture(scope="module")
 def whole_step(objective, tx):
+    """A step that trains the connector through the frozen language model."""
     return jax.jit(make_step(objective, tx))
 
 
@@ -212,18 +213,16 @@ def test_accumulated_micro_batches_equal_the_whole(flat, batch, objective, tx, w
     np.testing.assert_allclose(found["sources"]["loss"], metrics["sources"]["loss"], rtol=1e-5)
 
 
-def test_frozen_parameters_stay_and_have_no_moments(flat, batch, objective):
-    tx = optax.adamw(1e-2)
-    state = fresh(flat, tx, "connector")
-    step = jax.jit(make_step(objective, tx))
+def test_frozen_parameters_stay_and_have_no_moments(flat, batch, tx, whole_step):
+    state = fresh(flat, tx)
     for _ in range(3):
-        state, _ = step(state, batch)
+        state, _ = whole_step(state, batch)
     for path, leaf in state.frozen.items():
         assert (np.asarray(leaf) == np.asarray(flat[path])).all(), path
     assert all((np.asarray(leaf) != np.asarray(flat[path])).any() for path, leaf in state.trainable.items())
-    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state[1]) if leaf.ndim)
     assert moments == 2 * sum(leaf.size for path, leaf in flat.items() if path.startswith("connector"))
-    assert step._cache_size() == 1
+    assert whole_step._cache_size() == 1
 
 
 def test_a_step_that_is_not_finite_changes_nothing(flat, batch, tx, whole_step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,14 +65,14 @@ class Truth:
 
     def detect(self, image: Picture, tags: Sequence[str]) -> Detections:
         """The boxes around what is seen of each object."""
-        found = np.array([mask_box(mask) for mask in self._masks()])
+        found = np.array([mask_box(mask) for mask in self._masks])
         return Detections(found, np.ones(len(found)), tuple(o.category for o in self.rendered.scene.objects))
 
     def segment(self, image: Picture, boxes: Float[np.ndarray, "N 4"]) -> Masks:
         """The masks of the objects, grown or shrunk."""
         from scipy import ndimage
 
-        masks = self._masks()[[self._nearest(box) for box in boxes]]
+        masks = self._masks[[self._nearest(box) for box in boxes]]
         if self.noise.mask:
             change = ndimage.binary_dilation if self.noise.mask > 0 else ndimage.binary_erosion
             masks = np.array([change(mask, iterations=abs(self.noise.mask)) for mask in masks])
@@ -106,11 +107,12 @@ class Truth:
             found.append(Orientation((azimuth + off[k]) % 360.0, elevation, theta, 1.0) if thing.has_front else None)
         return found
 
+    @functools.cached_property
     def _masks(self) -> Bool[np.ndarray, "N H W"]:
         return np.stack([self.rendered.instances == k + 1 for k in range(len(self.rendered.scene.objects))])
 
     def _nearest(self, box: Float[np.ndarray, "4"]) -> int:
-        return int(np.argmax([bbox_iou(box, mask_box(mask)) for mask in self._masks()]))
+        return int(np.argmax([bbox_iou(box, mask_box(mask)) for mask in self._masks]))
 
     def _rng(self, stage: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed, stage]))
