@@ -152,8 +152,9 @@ def test_sampling_follows_the_softmax(params, prompts):
     counts = np.bincount(drawn, minlength=64) / len(drawn)
     error = 5 * np.sqrt(expected * (1 - expected) / len(drawn)) + 1e-3
     assert (np.abs(counts - expected) < error).all()
-    assert (run(params, many, new=1, concurrent=256, temperature=2.0)[:, 0] == drawn).all()
-    assert (run(params, many, new=1, concurrent=256, temperature=2.0, seed=1)[:, 0] != drawn).any()
+    few = prompts.pick(rows[:256])
+    assert (run(params, few, new=1, concurrent=256, temperature=2.0)[:, 0] == drawn[:256]).all()
+    assert (run(params, few, new=1, concurrent=256, temperature=2.0, seed=1)[:, 0] != drawn[:256]).any()
 
 
 def board(params, rows, count, read=0, *, new=NEW, model=MODEL, stop=()):
