@@ -53,13 +53,13 @@ test-slow: setup-test ## the longer proofs
 # An environment of its own: lmms-eval asks for torchvision, audio and video readers, which no task of the test needs.
 # These are what its core imports.
 LMMS := loguru accelerate datasets evaluate jsonlines numexpr pytablewriter sacrebleu httpx tenacity python-dotenv openai
-test-lmms: ## the model class for lmms-eval, under lmms-eval
+test-lmms: ## under lmms-eval: our model class, and its OpenAI classes against the server
 	@$(MAKE) --no-print-directory VENV=$(VENV)-lmms test-lmms-all
 
 test-lmms-all: setup-test
 	@$(RUN) -c "import lmms_eval" 2>/dev/null || { $(RUN) -m pip install -q -c constraints.txt $(LMMS) && \
 		$(RUN) -m pip install -q --no-deps lmms-eval==0.7.3; }
-	$(RUN) -m pytest tests/evaluation/test_lmms_model.py
+	$(RUN) -m pytest tests/evaluation/test_lmms_model.py tests/serving/test_lmms_openai.py
 
 roadmap: setup-quickstart ## all ten rows of Table 2 at `tiny`, its table and Fig. 6 (at most three hours)
 	$(RUN) -m launch.roadmap --budget $(BUDGET) --seed $(SEED)
