@@ -12,7 +12,7 @@ from PIL import Image
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference.engine import load_engine
-from spatialllm_jax.inference.prompts import ChatSettings
+from spatialllm_jax.inference.prompts import ChatSettings, Prompt
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import preset
 from tests.conftest import random_params
