@@ -65,7 +65,7 @@ FAMILIES = {
                                   rope_parameters={**LLAMA31, "factor": 32.0}),
     "vicuna-7b": lambda: llama(4096, 32, 32, 11008), "vicuna-13b": lambda: llama(5120, 40, 40, 13824),
     "llama-3.1-8b": lambda: llama(4096, 32, 8, 14336, rope_parameters=LLAMA31)}
-LARGE = ("dinov2-giant", "vicuna-7b", "vicuna-13b", "llama-3.1-8b", "llama-3.2-1b")
+LARGE = ("dinov2-l", "dinov2-giant", "llava", "vicuna-7b", "vicuna-13b", "llama-3.1-8b", "llama-3.2-1b")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow) if name in LARGE else name for name in FAMILIES])

@@ -28,6 +28,7 @@ print(json.dumps(bench.main(["input", "--images", "32", "--image-size", "28", "-
 """
 
 
+@pytest.mark.slow
 def test_figures():
     """In a process of its own: the peer's loader forks, which a process with JAX's threads must not."""
     pytest.importorskip("torch")

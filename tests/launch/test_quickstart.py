@@ -19,15 +19,22 @@ def run(*arguments):
                           capture_output=True, timeout=900)
 
 
-def test_smoke(tmp_path):
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """(folder, arguments, the finished command)"""
     try:
         next(iter_scenes(RenderConfig(image_size=32), 0, 0, 1))
     except UserError as error:
         pytest.skip(f"no OpenGL here: {error}")
-    out = tmp_path / "quickstart"
+    out = tmp_path_factory.mktemp("smoke") / "quickstart"
     arguments = ("--out", str(out), "--budget", "0.0001", "--dinov2", "random", "--json")
     first = run(*arguments)
     assert first.returncode == 0, first.stderr[-2000:]
+    return out, arguments, first
+
+
+def test_smoke(smoke):
+    out, _, first = smoke
     summary = json.loads(first.stdout.splitlines()[-1])
     assert summary == json.loads((out / "summary.json").read_text())
     assert set(summary["rows"]) == {"llama3", "align_in166k"} and summary["minutes"] > 0
@@ -40,6 +47,12 @@ def test_smoke(tmp_path):
     assert "closer to camera" in page.lower().replace("_", " ") and "http://" not in page
     assert "closer_to_camera" in first.stdout and "report.html" in first.stdout
 
+
+@pytest.mark.slow
+def test_again(smoke):
+    """What is there is used again; other settings are refused."""
+    out, arguments, first = smoke
+    summary = json.loads(first.stdout.splitlines()[-1])
     before = (out / "rows" / "align_in166k" / "tune" / "model" / "chat.json").stat().st_mtime_ns
     second = run(*arguments)
     assert second.returncode == 0, second.stderr[-2000:]

@@ -108,7 +108,8 @@ def closed_form(model, rows, images, length, remat):
     return rows * (length * (layers + scores + head) + images * image)
 
 
-@pytest.mark.parametrize("preset, remat, length", [("nano_clip", "none", 96), ("tiny_clip", "full", 256)])
+@pytest.mark.parametrize("preset, remat, length", [
+    pytest.param("nano_clip", "none", 96, marks=pytest.mark.slow), ("tiny_clip", "full", 256)])
 def test_executed_operations_are_those_of_the_closed_form(tmp_path, preset, remat, length):
     rows = {"batch_size": 8, "length": length, "images": 2, "image_size": 16 if preset == "nano_clip" else 168,
             "packing": True}
@@ -138,6 +139,7 @@ def test_programs_do_not_grow_with_depth():
     assert deep.step.flops > shallow.step.flops
 
 
+@pytest.mark.slow
 def test_recommended_meshes_replicate_nothing_against_their_will():
     """Nor does a device compute for the rows of others: fsdp and fsdp x tensor do the same work per row."""
     per_row = []

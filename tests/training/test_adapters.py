@@ -105,6 +105,7 @@ def test_a_quantised_stage_learns_and_keeps_moments_of_what_trains_alone(merged,
     assert len(kernels) == 7 and {state.frozen[path].dtype for path in kernels} == {jnp.dtype(jnp.uint8)}
 
 
+@pytest.mark.slow
 def test_lora_is_merged_into_the_exact_kernels(merged, kept, start):
     """Apart or merged, the stage leaves what it began with, exactly, and the same updates."""
     apart, together = flat(kept / "tune" / "model"), flat(merged / "tune" / "model")
@@ -221,6 +222,7 @@ def test_random_frozen_weights_are_drawn_again(tiny_dataset, tmp_path):
     assert any((one[path] != other[path]).any() for path in one if path.startswith("connector/"))
 
 
+@pytest.mark.slow
 def test_under_bfloat16_compute_bfloat16_weights_change_nothing():
     """To the bit, in the whole model and in CLIP: what is held narrow is cast before use anyway."""
     rng = np.random.default_rng(0)

@@ -173,6 +173,7 @@ def test_contrast_in_chunks_trains_alike(tiny_dataset, tmp_path, compilations):
     np.testing.assert_allclose(runs[3], runs[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tiny_dataset, tmp_path, one_device, uninterrupted):
     tree = {**config(tiny_dataset, tmp_path), "seed": 1}
     train(tree, tmp_path / "run")
