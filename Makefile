@@ -42,7 +42,7 @@ setup-test:
 quickstart: setup-quickstart ## scenes, datasets, two rows of the roadmap, evaluation, a report (about 20 minutes)
 	$(RUN) -m launch.quickstart --budget $(BUDGET) --seed $(SEED)
 
-test: setup-test ## lint, types and tests (about 15 minutes on 2 cores)
+test: setup-test ## lint, types and tests (about 13 minutes on 2 cores)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow"
