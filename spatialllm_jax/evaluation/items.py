@@ -12,7 +12,7 @@ from spatialllm_jax.questions.types import Region
 from spatialllm_jax.questions.wording import LETTERS
 
 YES_NO = ("Yes", "No")
-_NUMBERED = re.compile(r"<image (\d+)>")
+NUMBERED = re.compile(r"<image (\d+)>")      # a picture's place in a text, by its number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Item:
     def pictures(self) -> tuple[tuple[str, bytes | None], ...]:
         """(image id, encoded picture) in the order in which a prompt shows them: as its text names them, if it does."""
         pictures = ((self.image_id, self.image), *self.more)
-        named = [int(number) - 1 for number in _NUMBERED.findall(self.prompt)] if self.more else []
+        named = [int(number) - 1 for number in NUMBERED.findall(self.prompt)] if self.more else []
         return tuple(pictures[k] for k in named) or pictures
 
     @property
     def text(self) -> str:
         """`prompt` as the engine takes it, the places of its `pictures` without their numbers."""
-        return _NUMBERED.sub(PLACE, self.prompt) if len(self.pictures) > 1 else self.prompt
+        return NUMBERED.sub(PLACE, self.prompt) if len(self.pictures) > 1 else self.prompt
 
     @property
     def lettered(self) -> bool:
@@ -99,19 +99,12 @@ class Skipped:
         return f"{self.where}: {self.why}"
 
 
-def numbered(texts: Sequence[str], pictures: int) -> list[str]:
-    """Texts whose places ("<image>") are numbered in order, so that they can change theirs; see `Item.more`.
-
-    Raises:
-        ValueError: they name a picture that there is none of, or have places and not as many as pictures.
-    """
-    count = iter(range(1, 1 + sum(text.count(PLACE) for text in texts)))
-    found = [re.sub(re.escape(PLACE), lambda _: f"<image {next(count)}>", text) for text in texts]
-    places = sum(text.count(PLACE) for text in texts)
-    named = [int(number) for text in found for number in _NUMBERED.findall(text)]
-    if places not in (0, pictures) or not all(1 <= number <= pictures for number in named):
-        raise ValueError(f"its text has places for {max([places, *named])} pictures, and it has {pictures}")
-    return found
+def yes_or_no(item: Item) -> Item:
+    """The item, asked for yes or no where its "exact" answer is one of them."""
+    text = str(item.answer).lower()
+    if text not in ("yes", "no"):
+        return item
+    return dataclasses.replace(item, rule="yes_no", answer=int(text == "no"), options=YES_NO)
 
 
 def rotations(item: Item) -> list[Item]:

@@ -90,13 +90,14 @@ class Sizes:
 
 def one_size(shape: lanes.Shape) -> Sizes:
     """For requests that are all there: few programs, each full nearly always."""
-    width = max(shape.read, shape.question)
-    rows = min(_ASK, shape.rows * shape.lanes) if width == shape.question else max(1, _READ // width)
+    if shape.read:
+        rows, width, beside = max(1, _READ // shape.read), shape.read, shape.lanes
+    else:
+        rows, width, beside = min(_ASK, shape.rows * shape.lanes), shape.question, 1
     # Where rows are split over devices, no device is left without one.
     mesh = jax.sharding.get_abstract_mesh().shape
     ways = math.prod(mesh.get(axis, 1) for axis in MESH_AXES["batch"])
-    return Sizes((min(_BEGIN, shape.rows),), (shape.prefix,), (-(-max(1, rows) // ways) * ways,), (width,),
-                 1 if width == shape.question else shape.lanes)
+    return Sizes((min(_BEGIN, shape.rows),), (shape.prefix,), (-(-rows // ways) * ways,), (width,), beside)
 
 
 def any_size(shape: lanes.Shape) -> Sizes:

@@ -33,8 +33,8 @@ class Shape:
         lanes: questions at a time on each.
         prefix: tokens before a question, at most: system text and picture.
         question, new: tokens of a question and of an answer, at most.
-        read: tokens of the row in which questions on one picture are read side by side, `question` at least; 0 for one
-            question to a row.
+        read: tokens of the row in which questions on one picture are read side by side, more than `question`; 0 for
+            one question to a row.
     """
 
     rows: int

@@ -14,7 +14,7 @@ from spatialllm_jax.inference.board import Board, Request
 from spatialllm_jax.inference.prompts import bucket
 from spatialllm_jax.models.spatialllm import SpatialLLM
 
-_READ = 256         # tokens of a row of questions
+_ROW = 256          # tokens of a row of questions
 _SPARE = 1.06       # rows are longer than their questions in the mean: seldom does one not fit
 
 
@@ -50,11 +50,12 @@ def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.
         return held
     each = len(requests) / len({request.group for request in requests})
     per_picture = min(concurrent, 1 << max(0, round(np.log2(each))))
-    # Questions on a picture are read side by side: rows of all of them, or so many as have _READ tokens in the mean.
+    # Questions on a picture are read side by side: rows of all of them, or so many as have _ROW tokens in the mean.
     mean = float(np.mean(lengths))
-    beside = max(1, min(per_picture, round(_READ / mean)))
-    read = max(after, _ceil(round(_SPARE * mean * beside), 16)) if beside > 1 else 0
-    return lanes.Shape(max(1, concurrent // per_picture), per_picture, before, after, new, read)
+    beside = max(1, min(per_picture, round(_ROW / mean)))
+    read = _ceil(round(_SPARE * mean * beside), 16)
+    return lanes.Shape(max(1, concurrent // per_picture), per_picture, before, after, new,
+                       read if beside > 1 and read > after else 0)
 
 
 def _ceil(length: int, step: int) -> int:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.evaluation.items import NUMBERED
+from spatialllm_jax.inference.prompts import PLACE
 from spatialllm_jax.questions.wording import LETTERS
 
 SUFFIXES = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
@@ -131,6 +133,21 @@ def _literal(text: str, why: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass
     raise BadRow(why)
+
+
+def numbered(texts: Sequence[str], pictures: int) -> list[str]:
+    """Texts whose places ("<image>") are numbered in order, so that they can change theirs; see `items.Item.more`.
+
+    Raises:
+        BadRow: they name a picture that there is none of, or have places and not as many as pictures.
+    """
+    count = iter(range(1, 1 + sum(text.count(PLACE) for text in texts)))
+    found = [re.sub(re.escape(PLACE), lambda _: f"<image {next(count)}>", text) for text in texts]
+    places = sum(text.count(PLACE) for text in texts)
+    named = [int(number) for text in found for number in NUMBERED.findall(text)]
+    if places not in (0, pictures) or not all(1 <= number <= pictures for number in named):
+        raise BadRow(f"its text has places for {max([places, *named])} pictures, and it has {pictures}")
+    return found
 
 
 def image_id(image: bytes) -> str:

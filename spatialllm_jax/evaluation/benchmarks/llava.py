@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from spatialllm_jax.evaluation.benchmarks.base import Benchmark
-from spatialllm_jax.evaluation.benchmarks.files import BadRow, Row, image_id
-from spatialllm_jax.evaluation.items import YES_NO, Item, numbered
+from spatialllm_jax.evaluation.benchmarks.files import Row, image_id, numbered
+from spatialllm_jax.evaluation.items import Item, yes_or_no
 from spatialllm_jax.inference.prompts import PLACE
 
 
@@ -15,17 +13,12 @@ def item(row: Row) -> Item:
     image, *others = row.pictures("image") if row.get("image") is not None else (None,)
     answer = row.get("answer", row.get("label"))
     text = None if answer is None else str(answer).strip()
-    try:
-        # One picture stands in front, wherever its place is written.
-        question, = numbered([row.text("text")], 1 + len(others)) if others else [
-            row.text("text").replace(PLACE, "").strip()]
-    except ValueError as error:
-        raise BadRow(str(error)) from None
-    known = Item(row.text("question_id"), image_id(image or b""), image, question, "exact", text,
-                 type=str(row.get("category", "all")), more=tuple((image_id(other), other) for other in others))
-    if text is not None and text.lower() in ("yes", "no"):
-        return dataclasses.replace(known, rule="yes_no", answer=int(text.lower() == "no"), options=YES_NO)
-    return known
+    # One picture stands in front, wherever its place is written.
+    question, = numbered([row.text("text")], 1 + len(others)) if others else [
+        row.text("text").replace(PLACE, "").strip()]
+    return yes_or_no(Item(
+        row.text("question_id"), image_id(image or b""), image, question, "exact", text,
+        type=str(row.get("category", "all")), more=tuple((image_id(other), other) for other in others)))
 
 
 BENCHMARKS = (Benchmark("llava", "LLaVA questions", ("*.jsonl",), ("question_id", "text"), item, max_new_tokens=128),)

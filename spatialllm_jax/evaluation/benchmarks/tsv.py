@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from spatialllm_jax.evaluation.benchmarks.base import Benchmark
-from spatialllm_jax.evaluation.benchmarks.files import BadRow, Row, image_id
-from spatialllm_jax.evaluation.items import YES_NO, Item, numbered
+from spatialllm_jax.evaluation.benchmarks.files import Row, image_id, numbered
+from spatialllm_jax.evaluation.items import Item, yes_or_no
 
 _TURN = 1_000_000   # VLMEvalKit numbers the k-th rotation of question n as n + k * 1e6
 
@@ -25,19 +25,13 @@ def item(row: Row) -> Item:
         question = f"Hint: {hint}\nQuestion: {question}"
     options = row.options() if row.get("A") is not None else ()
     if others:
-        try:
-            question, *named = numbered((question, *options), 1 + len(others))
-        except ValueError as error:
-            raise BadRow(str(error)) from None
+        question, *named = numbered((question, *options), 1 + len(others))
         options = tuple(named)
-    text = row.text("answer")
-    known = Item(index, image_id(image), image, question, "exact", text, type=str(row.get("category", "all")),
-                 group=str(row.get("l2-category", row.get("split", "all"))),
+    known = Item(index, image_id(image), image, question, "exact", row.text("answer"),
+                 type=str(row.get("category", "all")), group=str(row.get("l2-category", row.get("split", "all"))),
                  more=tuple((image_id(other), other) for other in others))
     if not options:
-        if text.lower() not in ("yes", "no"):
-            return known
-        return dataclasses.replace(known, rule="yes_no", answer=int(text.lower() == "no"), options=YES_NO)
+        return yes_or_no(known)
     turned = str(int(index) % _TURN) if index.isdecimal() and int(index) >= _TURN else ""
     # A hint comes before the word "Question", which the layout writes.
     published = "" if not hint else "\n".join(
