@@ -11,20 +11,20 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from spatialllm_jax.data.chat import Encoded
-from spatialllm_jax.inference import lanes
+from spatialllm_jax.inference import lanes, reading
 from spatialllm_jax.models.spatialllm import SpatialLLM
 from spatialllm_jax.parallel.rules import MESH_AXES
 
 # Pictures and questions are taken up so many at a time, by programs of about that size.
 _BEGIN, _ASK = 8, 16
-_READ = 512             # tokens of questions that are read side by side, at a time
+MOST_READ = 512         # tokens of questions that are read side by side, at a time
 # Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
 _WIDTHS = (64, 256)
 _WARM_TURNS = 4
@@ -91,7 +91,7 @@ class Sizes:
 def one_size(shape: lanes.Shape) -> Sizes:
     """For requests that are all there: few programs, each full nearly always."""
     if shape.read:
-        rows, width, beside = max(1, _READ // shape.read), shape.read, shape.lanes
+        rows, width, beside = max(1, MOST_READ // shape.read), shape.read, shape.lanes
     else:
         rows, width, beside = min(_ASK, shape.rows * shape.lanes), shape.question, 1
     # Where rows are split over devices, no device is left without one.
@@ -120,7 +120,16 @@ class _Seat:
     told: int = 0
 
 
-_Asked = tuple[int, int, _Seat]     # its row and lane
+class _Row(NamedTuple):
+    """Questions to be read side by side: `families` of those `asked` on the picture in `row`, each with its lane."""
+
+    row: int
+    asked: Sequence[tuple[int, _Seat]]
+    families: Sequence[reading.Family]
+
+    @property
+    def questions(self) -> list[Encoded]:
+        return [seat.request.after for _, seat in self.asked]
 
 
 @dataclasses.dataclass
@@ -239,7 +248,7 @@ class Board:
         for sampled in (False, True):
             seat = _Seat(None, Request(None, dummy, dummy, 1, float(sampled)), 0)
             for size, width in itertools.product(self.sizes.questions, self.sizes.widths):
-                self._ask([[(nowhere, 0, seat)]], size, width)
+                self._ask(_rows([(nowhere, self.shape.lanes, seat)], self.sizes), size, width)
                 yield
             self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(1),
                                        np.int32(1), sampled=sampled)
@@ -255,17 +264,17 @@ class Board:
         for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
                                         self.sizes.prefixes):
             self._begin(part, size, width, visual)
-        for rows, size, width in _parts(_side_by_side(asked, self.sizes), _read, self.sizes.questions,
-                                        self.sizes.widths):
+        for rows, size, width in _parts(_rows(asked, self.sizes), lambda row: reading.read(row.families),
+                                        self.sizes.questions, self.sizes.widths):
             self._ask(rows, size, width)
         return bool(asked)
 
-    def _placed(self) -> tuple[list[tuple[int, _Seat]], list[_Asked]]:
+    def _placed(self) -> tuple[list[tuple[int, _Seat]], list[tuple[int, int, _Seat]]]:
         """(pictures that go into rows, questions that go into lanes): first where their picture is."""
         free = {row: [lane for lane in range(self.shape.lanes) if (row, lane) not in self.seats]
                 for row in range(self.shape.rows)}
         fresh: list[tuple[int, _Seat]] = []
-        asked: list[_Asked] = []
+        asked: list[tuple[int, int, _Seat]] = []
 
         def fill(row: int, group: Any) -> None:
             queue = self.waiting[group]
@@ -299,30 +308,28 @@ class Board:
         self.state = lanes.begin(self.model, self.params, self.shape, self.state, _numbers(row for row, _ in padded),
                                  tokens, lengths, index, visual([seat.ticket for _, seat in padded]))
 
-    def _ask(self, rows: Sequence[Sequence[_Asked]], size: int, width: int) -> None:
-        padded = [*rows, *[[(self.shape.rows, self.shape.lanes, rows[0][0][2])]] * (size - len(rows))]
-        tokens, offset = np.zeros((2, size, width), np.int32)
-        asker, index = np.full((2, size, width), -1, np.int32)
+    def _ask(self, rows: Sequence[_Row], size: int, width: int) -> None:
+        padded = [*rows, *[_Row(self.shape.rows, [], [])] * (size - len(rows))]
         beside = (size, self.sizes.beside)
-        into, ends, limits = np.full(beside, self.shape.lanes, np.int32), *np.ones((2, *beside), np.int32)
+        into, limits = np.full(beside, self.shape.lanes, np.int32), np.ones(beside, np.int32)
         seeds, numbers = np.zeros((2, *beside), np.uint32)
         temperature, top_p = np.zeros(beside, np.float32), np.ones(beside, np.float32)
-        for row, questions in enumerate(padded):
-            start = 0
-            for k, (_, lane, seat) in enumerate(questions):
-                request, after = seat.request, seat.request.after
-                place = slice(start, start := start + after.length)
-                tokens[row, place], index[row, place] = after.tokens, after.image_index
-                offset[row, place], asker[row, place] = np.arange(after.length), lane
-                into[row, k], ends[row, k], limits[row, k] = lane, start - 1, request.limit
-                seeds[row, k], numbers[row, k] = request.seed % _WORD, request.number % _WORD
-                temperature[row, k], top_p[row, k] = request.temperature, request.top_p
+        for place, row in enumerate(padded):
+            seated = [row.asked[k] for family in row.families for k in family.members]
+            for k, (lane, seat) in enumerate(seated):
+                request = seat.request
+                into[place, k], limits[place, k] = lane, request.limit
+                seeds[place, k], numbers[place, k] = request.seed % _WORD, request.number % _WORD
+                temperature[place, k], top_p[place, k] = request.temperature, request.top_p
+        laid = [reading.laid_out(row.questions, row.families, width, beside[1], min(width, self.shape.question))
+                for row in padded]
+        tokens, offset, branch, index, source, lengths = map(np.stack, zip(*laid, strict=True))
         sampled = bool(temperature.any())
         keys = lanes.request_keys(seeds, numbers) if sampled else np.zeros((*beside, *self.state.key.shape[2:]),
                                                                            np.uint32)
         self.state = lanes.ask(
-            self.model, self.params, self.shape, self.state, _numbers(row[0][0] for row in padded), tokens, offset,
-            asker, index, into, ends, limits, keys, temperature, top_p, self.stops, sampled=sampled)
+            self.model, self.params, self.shape, self.state, _numbers(row.row for row in padded), tokens, offset,
+            branch, index, into, source, lengths, limits, keys, temperature, top_p, self.stops, sampled=sampled)
 
     def _events(self) -> list[Event]:
         """What is new in the lanes; who has ended leaves them."""
@@ -358,23 +365,18 @@ def _parts(items: Sequence[Any], length: Callable[[Any], int], sizes: Sequence[i
             yield alike[start:start + size], size, width
 
 
-def _side_by_side(asked: Sequence[_Asked], sizes: Sizes) -> list[list[_Asked]]:
-    """Rows of questions: those on one picture share rows as far as they fit, the longest first."""
-    if sizes.beside == 1:
-        return [[one] for one in asked]
-    rows: list[list[_Asked]] = []
-    for one in sorted(asked, key=lambda one: -_read([one])):
-        for row in rows:
-            if row[0][0] == one[0] and len(row) < sizes.beside and _read(row) + _read([one]) <= sizes.widths[-1]:
-                row.append(one)
-                break
-        else:
-            rows.append([one])
-    return rows
-
-
-def _read(row: Sequence[_Asked]) -> int:
-    return sum(seat.request.after.length for _, _, seat in row)
+def _rows(asked: Sequence[tuple[int, int, _Seat]], sizes: Sizes) -> list[_Row]:
+    """Rows of questions; those on one picture share rows as far as they fit."""
+    found: list[_Row] = []
+    by_row: dict[int, list[tuple[int, _Seat]]] = {}
+    for row, lane, seat in asked:
+        by_row.setdefault(row, []).append((lane, seat))
+    for row, own in by_row.items():
+        for part in [own] if sizes.beside > 1 else [[one] for one in own]:
+            whole = _Row(row, part, [])
+            found += [whole._replace(families=families) for families in
+                      reading.side_by_side(whole.questions, sizes.widths[-1], sizes.beside)]
+    return found
 
 
 def _sampled(requests: Iterable[Request]) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from spatialllm_jax.models.attention import Mask
@@ -143,51 +142,55 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
 
 @functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
 def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], tokens: Int[Array, "G Q"],
-        offset: Int[Array, "G Q"], asker: Int[Array, "G Q"], image_index: Int[Array, "G Q"], lanes: Int[Array, "G N"],
-        ends: Int[Array, "G N"], limits: Int[Array, "G N"], key: Array, temperature: Float[Array, "G N"],
-        top_p: Float[Array, "G N"], stops: Int[Array, "*"], *, sampled: bool) -> State:
+        offset: Int[Array, "G Q"], branch: Int[Array, "G Q"], image_index: Int[Array, "G Q"], lanes: Int[Array, "G N"],
+        source: Int[Array, "G N P"], lengths: Int[Array, "G N"], limits: Int[Array, "G N"], key: Array,
+        temperature: Float[Array, "G N"], top_p: Float[Array, "G N"], stops: Int[Array, "*"], *, sampled: bool,
+        ) -> State:
     """Puts up to N questions on each of G pictures into free lanes and picks the first token of each answer.
 
     Args:
         rows: of the picture that each row of questions is about; a picture may have several.
-        tokens, offset, asker: the prompts behind their picture, side by side; each token's place in its question, and
-            the lane that it goes into, -1 for none.
+        tokens, offset, branch: what stands behind the picture, questions side by side; each token's place in its
+            question, and its branch of the row (`models.branches`), 0 for padding.
         image_index: of visual tokens among them (a caption's prompt ends in one).
-        lanes, ends: of each question: its lane, and where its last token is; lanes are `shape.lanes` for one that is
-            none.
+        lanes: of each question; `shape.lanes` for one that is none.
+        source, lengths: where a question's tokens stand in its row, and how many they are. Questions that begin alike
+            have tokens in common.
         limits: tokens of the answer, from 1 to `shape.new`.
         key: random key data, one per question.
         sampled: whether any temperature is not 0.
     """
     width = tokens.shape[1]
-    valid = (asker >= 0).astype(jnp.int32)
+    valid = (branch > 0).astype(jnp.int32)
     # The picture, side by side with the questions, which do not see each other: branches of the row.
     cache = jax.tree.map(
         lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, width), (0, 0)]), state.cache)
     pictured = state.owner[rows, :shape.prefix]
     slot = jnp.broadcast_to(jnp.arange(shape.prefix + width), (len(rows), shape.prefix + width))
-    mask = Mask(valid, jnp.concatenate([pictured, valid], axis=1), asker + 1,
-                jnp.concatenate([0 * pictured, asker + 1], axis=1), slot[:, shape.prefix:], slot)
+    mask = Mask(valid, jnp.concatenate([pictured, valid], axis=1), branch,
+                jnp.concatenate([0 * pictured, branch], axis=1), slot[:, shape.prefix:], slot)
     positions = state.prefix[rows][:, None] + offset
     prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, state.visual[rows],
                                  image_index, method="decode")
     hidden, cache = prefilled
-    last = jnp.take_along_axis(hidden, ends[:, :, None], axis=1)
-    lengths = jnp.take_along_axis(offset, ends, axis=1) + 1
+    ends = jnp.take_along_axis(source, lengths[:, :, None] - 1, axis=2)
+    last = jnp.take_along_axis(hidden, ends, axis=1)
     token = _pick(model, params, last, key, jnp.zeros_like(lengths), temperature, top_p, sampled)
 
     row, start = rows[:, None], shape.prefix + lanes * shape.piece
     places = start[:, :, None] + jnp.arange(shape.piece)
     owner = jnp.where(jnp.arange(shape.piece) < lengths[:, :, None], lanes[:, :, None] + 2, 0)
     answer = jnp.full((*lanes.shape, shape.new), -1, jnp.int32).at[:, :, 0].set(token)
-    kept = jnp.where(asker < 0, shape.slots, shape.prefix + asker * shape.piece + offset)
+    asked = jnp.arange(source.shape[2])
+    kept = jnp.where(asked < lengths[:, :, None], start[:, :, None] + asked, shape.slots)
+    group = jnp.arange(len(rows))[:, None, None]
 
     def put(ours: Array, new: Array) -> Array:
         return ours.at[row, lanes].set(new, mode="drop")
 
     def held(ours: Array, new: Array) -> Array:
-        pieces = rearrange(new[:, :, :, shape.prefix:], "l g k q d -> g q l k d")
-        return ours.at[:, row, :, kept].set(pieces, mode="drop")
+        pieces = new[:, group, :, shape.prefix + source]
+        return ours.at[:, row[:, :, None], :, kept].set(pieces, mode="drop")
 
     return dataclasses.replace(
         state, cache=jax.tree.map(held, state.cache, cache),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.data.chat import Encoded
 from spatialllm_jax.inference import lanes
-from spatialllm_jax.inference.board import Board, Request
+from spatialllm_jax.inference.board import MOST_READ, Board, Request, one_size
 from spatialllm_jax.inference.prompts import bucket
+from spatialllm_jax.inference.reading import side_by_side
 from spatialllm_jax.models.spatialllm import SpatialLLM
 
-_ROW = 256          # tokens of a row of questions
-_SPARE = 1.06       # rows are longer than their questions in the mean: seldom does one not fit
+_SAMPLE = 64        # pictures whose questions decide how wide their rows are
+_CALL = 64          # tokens that are read in the time that a call needs besides: about that of reading the weights
 
 
 def divided(encoded: Encoded, shape: lanes.Shape | None = None) -> tuple[Encoded, Encoded]:
@@ -48,14 +50,35 @@ def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.
     after = bucket(max(lengths), 16)
     if held is not None and held.new == new and held.prefix >= before and held.question >= after:
         return held
-    each = len(requests) / len({request.group for request in requests})
-    per_picture = min(concurrent, 1 << max(0, round(np.log2(each))))
-    # Questions on a picture are read side by side: rows of all of them, or so many as have _ROW tokens in the mean.
-    mean = float(np.mean(lengths))
-    beside = max(1, min(per_picture, round(_ROW / mean)))
-    read = _ceil(round(_SPARE * mean * beside), 16)
-    return lanes.Shape(max(1, concurrent // per_picture), per_picture, before, after, new,
-                       read if beside > 1 and read > after else 0)
+    groups: dict[Any, list[Encoded]] = {}
+    for request in requests:
+        groups.setdefault(request.group, []).append(request.after)
+    questions = [len(own) for own in groups.values()]
+    each = questions[0] if len(set(questions)) == 1 else 1 << max(0, round(np.log2(np.mean(questions))))
+    shape = lanes.Shape(max(1, concurrent // min(concurrent, each)), min(concurrent, each), before, after, new)
+    taken = [own[start:start + shape.lanes] for own in [*groups.values()][:_SAMPLE]
+             for start in range(0, len(own), shape.lanes)]
+    return dataclasses.replace(shape, read=_read(taken, shape))
+
+
+def _read(groups: Sequence[Sequence[Encoded]], shape: lanes.Shape) -> int:
+    """`lanes.Shape.read` with which these questions, as many on a picture as it has lanes, cost least."""
+    one_by_one, *_ = one_size(shape).questions
+    calls = sum(-(-sum(map(len, part)) // one_by_one) for part in _chunks(groups, shape.rows))
+    best = calls * (one_by_one * shape.question + _CALL), 0
+    if shape.lanes > 1:
+        for width in range(_ceil(shape.question + 1, 16), MOST_READ + 1, 16):
+            at_once, *_ = one_size(dataclasses.replace(shape, read=width)).questions
+            rows = [[len(side_by_side(own, width, shape.lanes)) for own in part]
+                    for part in _chunks(groups, shape.rows)]
+            calls = sum(-(-sum(part) // at_once) for part in rows)
+            best = min(best, (calls * (at_once * width + _CALL), width))
+    return best[1]
+
+
+def _chunks(groups: Sequence[Sequence[Encoded]], size: int) -> Iterator[Sequence[Sequence[Encoded]]]:
+    for start in range(0, len(groups), size):
+        yield groups[start:start + size]
 
 
 def _ceil(length: int, step: int) -> int:

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from spatialllm_jax.errors import UserError
+from spatialllm_jax.models.branches import on_path
 from spatialllm_jax.parallel.rules import MESH_AXES
 
 _FLOOR = -1e30
@@ -22,13 +23,13 @@ OUT, LSE = "attention_out", "attention_lse"  # names for remat policies (`models
 class Mask(NamedTuple):
     """Which of S keys each of T queries sees, as facts per token; no `[T, S]` array until a back end wants it.
 
-    A query sees a key when both belong to the same sample, the key lies on the shared trunk or on the
-    query's own branch, and the key does not come later in the row. "Later" is by row index, never by rotary
-    position: branches restart their positions (see `data.batch`).
+    A query sees a key when both belong to the same sample, the key lies on the shared trunk, on the query's own branch
+    or on the one that this springs from, and the key does not come later in the row. "Later" is by row index, never by
+    rotary position: branches restart their positions (see `data.batch`).
 
     Attributes:
         q_segment, kv_segment: sample within the row, from 1; 0 is padding and sees and is seen by nothing.
-        q_branch, kv_branch: 0 for the trunk, k > 0 for the k-th branch.
+        q_branch, kv_branch: 0 for the trunk, k > 0 for the k-th branch, `branches.twig(k, n)` for the n-th of its own.
         q_index, kv_index: place in the row (or slot of the cache).
     """
 
@@ -50,10 +51,9 @@ def self_mask(segment_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"] | No
 def allowed(mask: Mask) -> Bool[Array, "B T S"]:
     """The dense form of `mask`."""
     same_segment = (mask.q_segment[:, :, None] == mask.kv_segment[:, None, :]) & (mask.q_segment[:, :, None] > 0)
-    kv_branch = mask.kv_branch[:, None, :]
-    same_branch = (kv_branch == 0) | (kv_branch == mask.q_branch[:, :, None])
+    seen_branch = on_path(mask.kv_branch[:, None, :], mask.q_branch[:, :, None])
     not_later = mask.kv_index[:, None, :] <= mask.q_index[:, :, None]
-    return same_segment & same_branch & not_later
+    return same_segment & seen_branch & not_later
 
 
 def xla_attention(

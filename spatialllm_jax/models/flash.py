@@ -23,6 +23,8 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from spatialllm_jax.models.branches import on_path
+
 # Below any score, and far below where the running maximum starts: exp(INVISIBLE - NOTHING) is exactly 0, so that
 # rows that have seen nothing yet need no second mask.
 INVISIBLE, NOTHING = -1e30, -1e20
@@ -219,7 +221,7 @@ def _dot(a: Array, b: Array, tiles: Tiles) -> Array:
 def _visible(query: tuple[Array, Array, Array], key: tuple[Array, Array, Array]) -> Array:
     """`attention.allowed` on a tile."""
     return ((query[SEGMENT] == key[SEGMENT]) & (query[SEGMENT] > 0)
-            & ((key[BRANCH] == 0) | (key[BRANCH] == query[BRANCH])) & (key[INDEX] <= query[INDEX]))
+            & on_path(key[BRANCH], query[BRANCH]) & (key[INDEX] <= query[INDEX]))
 
 
 def _place(number: Array, block: int) -> Any:

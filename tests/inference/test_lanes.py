@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spatialllm_jax.data.chat import Encoded
-from spatialllm_jax.inference import lanes
+from spatialllm_jax.inference import lanes, reading
 from spatialllm_jax.inference.board import Board, Request
 from spatialllm_jax.inference.schedule import divided, fitting, generate
 from spatialllm_jax.models.presets import preset
@@ -162,6 +162,12 @@ def board(params, rows, count, read=0, *, new=NEW, model=MODEL, stop=()):
     return Board(model, params, shape, np.array(stop, np.int32), lanes.empty(model, shape, PATCHES))
 
 
+def encoded(tokens, index=None):
+    zeros = np.zeros(len(tokens), np.int32)
+    return Encoded(np.asarray(tokens, np.int32), zeros > 0, zeros, np.arange(len(tokens)),
+                   zeros - 1 if index is None else index, ())
+
+
 def questions(number, pictures=3, seed=3):
     """(requests, visual tokens): questions of 1 to 9 tokens on a few pictures, in no order."""
     rng = np.random.default_rng(seed)
@@ -169,15 +175,9 @@ def questions(number, pictures=3, seed=3):
     index = np.r_[-1, np.arange(PATCHES), -1].astype(np.int32)
     requests = []
     for place in range(number):
-        after = rng.integers(1, 64, rng.integers(1, 10)).astype(np.int32)
-
-        def encoded(tokens, index):
-            zeros = np.zeros(len(tokens), np.int32)
-            return Encoded(tokens, zeros > 0, zeros, np.arange(len(tokens)), index, ())
-
-        requests.append(Request(int(rng.integers(pictures)), encoded(before, index),
-                                encoded(after, np.full(len(after), -1, np.int32)), int(rng.integers(1, NEW + 1)),
-                                number=place))
+        after = rng.integers(1, 64, rng.integers(1, 10))
+        requests.append(Request(int(rng.integers(pictures)), encoded(before, index), encoded(after),
+                                int(rng.integers(1, NEW + 1)), number=place))
     return requests, rng.normal(size=(pictures, PATCHES, CONFIG.llm.width)).astype(np.float32)
 
 
@@ -214,9 +214,9 @@ def test_questions_share_rows(params, monkeypatch):
     """Rows of 40 tokens take up several of 40 questions of 5 tokens in the mean, and none is lost."""
     asked, ask = [], lanes.ask
 
-    def counted(model, params, shape, state, rows, tokens, offset, asker, index, into, *args, **kwargs):
+    def counted(model, params, shape, state, rows, tokens, offset, branch, index, into, *args, **kwargs):
         asked.extend((into < shape.lanes).sum(axis=1)[rows < shape.rows].tolist())
-        return ask(model, params, shape, state, rows, tokens, offset, asker, index, into, *args, **kwargs)
+        return ask(model, params, shape, state, rows, tokens, offset, branch, index, into, *args, **kwargs)
 
     monkeypatch.setattr(lanes, "ask", counted)
     requests, visual = questions(40, pictures=1)
@@ -224,16 +224,33 @@ def test_questions_share_rows(params, monkeypatch):
     assert sum(asked) == 40 and np.mean(asked) > 3
 
 
+def test_rotations_are_answered_as_if_alone(params):
+    """Their question is read once for all four, also where some are the same to the last token."""
+    requests, visual = questions(5, pictures=2, seed=6)
+    tails = [np.array(tail, np.int32) for tail in ([3, 4], [4, 3], [4, 3], [])]
+    turned = [dataclasses.replace(request, after=encoded(np.r_[request.after.tokens[:5], tail]))
+              for request in requests for tail in tails]
+    rows = reading.side_by_side([one.after for one in turned[:8]], 40, 8)
+    assert sum(map(reading.read, rows)) < sum(one.after.length for one in turned[:8])
+    expected = one_by_one(params, turned, visual)
+    assert answers(board(params, 3, 16, 40), turned, visual) == expected
+    assert len({tuple(answer) for answer in expected}) > 5      # rotations matter
+    warm = [dataclasses.replace(one, temperature=1.5, number=k) for k, one in enumerate(turned)]
+    assert answers(board(params, 3, 16, 40), warm, visual) == answers(board(params, 2, 3), warm, visual)
+
+
 @pytest.mark.parametrize("per_picture, lengths, expected", [
     (1, [40, 20], lanes.Shape(16, 1, 16, 64, NEW)),
-    # Twelve of 40 tokens: six to a row of 256, and a little more room than they need.
-    (12, [40], lanes.Shape(1, 16, 16, 64, NEW, 256)),
-    (4, [40, 100], lanes.Shape(4, 4, 16, 128, NEW, 304))])
+    # Two by two, in six rows of a call.
+    (12, [40], lanes.Shape(1, 12, 16, 64, NEW, 80)),
+    # A row of 280 for each of four pictures.
+    (4, [40, 100], lanes.Shape(4, 4, 16, 128, NEW, 288)),
+    # Sixteen of 30 in two calls, then eight in one.
+    (24, [30], lanes.Shape(1, 16, 16, 32, NEW, 272))])
 def test_lanes_that_fit(per_picture, lengths, expected):
-    def encoded(length):
-        return Encoded(*[np.zeros(length, np.int32)] * 5, ())
-
-    requests = [Request(k // per_picture, encoded(9), encoded(lengths[k % len(lengths)]), 1) for k in range(48)]
+    rng = np.random.default_rng(0)
+    questions = [encoded(rng.integers(0, 9999, lengths[k % len(lengths)])) for k in range(48)]
+    requests = [Request(k // per_picture, encoded(np.arange(9)), one, 1) for k, one in enumerate(questions)]
     shape = fitting(requests, 16, NEW)
     assert shape == expected
     assert fitting(requests[:7], 16, NEW, held=shape) is shape

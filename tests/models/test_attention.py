@@ -7,6 +7,7 @@ import pytest
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import BACKENDS, Mask, allowed, attention, self_mask
+from spatialllm_jax.models.branches import twig
 
 SEGMENTS = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 2, 2, 2, 3, 0, 0, 0]])
 BRANCHES = np.array([[0, 0, 1, 1, 2, 2, 0, 1, 0, 0], [0, 1, 2, 0, 0, 1, 0, 0, 0, 0]])
@@ -36,6 +37,14 @@ def test_allowed_by_the_definition():
         same = SEGMENTS[b, t] == SEGMENTS[b, s] > 0
         branch = BRANCHES[b, s] in (0, BRANCHES[b, t])
         assert got[b, t, s] == (same and branch and s <= t), (b, t, s)
+
+
+def test_a_branch_of_a_branch_sees_both_and_the_trunk():
+    """Its twin on the same branch, and whatever hangs on another, it does not."""
+    numbers = np.array([0, 1, twig(1, 1), twig(1, 2), 2, twig(2, 1), twig(1, 1)])
+    got = np.asarray(allowed(self_mask(jnp.ones((1, 7), int), jnp.asarray(numbers[None]))))[0]
+    seen = {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 3}, 4: {0, 4}, 5: {0, 4, 5}, 6: {0, 1, 2, 6}}
+    assert {query: set(np.flatnonzero(row)) for query, row in enumerate(got)} == seen
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))

@@ -22,6 +22,7 @@ from spatialllm_jax.models.attention import (
     self_mask,
     xla_attention,
 )
+from spatialllm_jax.models.branches import twig
 from spatialllm_jax.parallel import rules
 from spatialllm_jax.parallel.mesh import make_mesh
 
@@ -33,7 +34,7 @@ SMALL = {
 
 
 def random_mask(seed, rows, length):
-    """Segments in order with padding behind, and within each a trunk and then branches."""
+    """Segments in order with padding behind, and within each a trunk, then branches, and branches of these."""
     rng = np.random.default_rng(seed)
     segments, branches = np.zeros((rows, length), int), np.zeros((rows, length), int)
     for row in range(rows):
@@ -41,6 +42,8 @@ def random_mask(seed, rows, length):
         for number, (start, end) in enumerate(zip([0, *cuts[:-1]], cuts, strict=True)):
             segments[row, start:end] = number + 1
             branches[row, start:end] = np.maximum(np.sort(rng.integers(-2, 4, end - start)), 0)
+            on = branches[row, start:end]       # some of a branch's tokens are on branches of its own
+            on[:] = np.where(on > 0, twig(on, rng.integers(0, 3, end - start)), 0)
     return self_mask(jnp.asarray(segments), jnp.asarray(branches))
 
 
