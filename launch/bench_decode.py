@@ -1,4 +1,4 @@
-"""Answers per second beside transformers' `generate`: a batch of pictures, and a circular benchmark.
+"""Answers per second beside transformers' `generate`: batches of pictures, and a circular benchmark.
 
 Both sides run one LLaVA (CLIP, a two-layer connector, Llama) from the same weights in float32, greedily, on the same
 cores, in turns; pictures are encoded within the measured time on both. The tokens of both are compared first: answers
@@ -6,7 +6,10 @@ of another model are refused.
 
 1. A batch: `--batch` prompts with a picture each, `--new` tokens for each. The peer takes all of them at once, padded
    on the left, with its key/value cache and scaled dot-product attention.
-2. A circular benchmark: `--pictures` pictures, `--questions` on each, every one under four rotations of its options,
+2. Answers that end when they end: `--batches` times as many prompts, lengths from a log-normal distribution around
+   `--new` with `--spread`, at most four times `--new`. The peer goes through them batch by batch, and a batch until its
+   longest answer has ended. Ours has as many lanes, which are filled again. Tokens behind an answer's end do not count.
+3. A circular benchmark: `--pictures` pictures, `--questions` on each, every one under four rotations of its options,
    `--answer` tokens for each. Ours prefills a picture once for all of them; the peer goes through the prompts one by
    one, as evaluation scripts over `generate` do.
 """
@@ -28,6 +31,7 @@ from spatialllm_jax.errors import UserError
 
 _AGREE = 0.9        # share of equal answers: float32 sums in another order decide near ties otherwise
 _ROTATIONS = 4
+_LONGEST = 4        # times --new: the longest answer
 _TEXT = (20, 60)    # tokens of a question, from and below
 Prompts = list[tuple[np.ndarray, int]]      # token ids with the picture's in place, and which picture
 
@@ -38,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     data.add_flags(result)
     result.add_argument("--batch", type=int, default=16, help="prompts answered at a time")
     result.add_argument("--new", type=int, default=64, help="tokens of every answer in the batch")
+    result.add_argument("--batches", type=int, default=6, help="prompts whose answers differ in length, in batches")
+    result.add_argument("--spread", type=float, default=0.8, help="of these lengths: deviation of their logarithm")
     result.add_argument("--pictures", type=int, default=8, help="of the circular benchmark")
     result.add_argument("--questions", type=int, default=3, help="on each of its pictures, four rotations of each")
     result.add_argument("--answer", type=int, default=4, help="tokens of each of its answers")
@@ -48,19 +54,26 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Runs both sides in turns and prints their figures; see the module."""
     args = parser().parse_args(argv)
-    for name in ("batch", "new", "pictures", "questions", "answer", "repeats", "cores"):
+    for name in ("batch", "new", "batches", "pictures", "questions", "answer", "repeats", "cores"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    longest = 3 + args.grid**2 + _TEXT[1] + max(args.new, args.answer)
+    if not 0 <= args.spread < 10:
+        raise UserError(f"--spread {args.spread} must be from 0 to 10")
+    longest = 3 + args.grid**2 + _TEXT[1] + max(_LONGEST * args.new, args.answer)
     size = data.size_of(args, rows=1, length=longest)
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as name, bench_report.on_cores(args.cores, "--cores"):
         ours, peer, parameters = _sides(size, Path(name), args)
         result: dict[str, Any] = {"parameters": parameters, "cores": args.cores, "repeats": args.repeats}
         batch = _prompts(size, args.batch, 1, 1, rng)
-        result |= _compared("tokens_per_second", batch, args.new, args, ours, peer, args.batch * args.new, args.batch)
+        lengths = [args.new] * args.batch
+        result |= _compared("tokens_per_second", batch, lengths, args, ours, peer, sum(lengths), args.batch)
+        uneven = _prompts(size, args.batches * args.batch, 1, 1, rng)
+        lengths = _uneven(len(uneven[0]), args, rng)
+        result |= _compared("uneven_tokens_per_second", uneven, lengths, args, ours, peer, sum(lengths), args.batch)
         circular = _prompts(size, args.pictures, args.questions, _ROTATIONS, rng)
-        result |= _compared("questions_per_second", circular, args.answer, args, ours, peer, len(circular[0]), 1)
+        lengths = [args.answer] * len(circular[0])
+        result |= _compared("questions_per_second", circular, lengths, args, ours, peer, len(lengths), 1)
     bench_report.table(result)
     return bench_report.finish(result, "flax", "torch", "transformers")
 
@@ -81,11 +94,18 @@ def _prompts(size: data.Size, pictures: int, questions: int, rotations: int, rng
     return prompts, pixels
 
 
-Side = Callable[[Prompts, np.ndarray, int, int], list[list[int]]]
+def _uneven(count: int, args: argparse.Namespace, rng: np.random.Generator) -> list[int]:
+    drawn = args.new * np.exp(args.spread * rng.standard_normal(count))
+    lengths: list[int] = np.clip(drawn, 1, _LONGEST * args.new).astype(int).tolist()
+    return lengths
+
+
+Side = Callable[[Prompts, np.ndarray, list[int], int], list[list[int]]]
 
 
 def _sides(size: data.Size, folder: Path, args: argparse.Namespace) -> tuple[Side, Side, int]:
-    """Both sides over the same weights: (prompts, pictures, new tokens, prompts at a time) -> tokens of each answer."""
+    """Both sides over the same weights: (prompts, pictures, tokens of each answer, prompts at a time) ->
+    answers."""
     try:
         import torch
         import transformers
@@ -100,20 +120,22 @@ def _sides(size: data.Size, folder: Path, args: argparse.Namespace) -> tuple[Sid
         folder / ("peer" if args.perturb else "model"), attn_implementation="sdpa", dtype=torch.float32).eval()
     processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
 
-    def peer(prompts: Prompts, pixels: np.ndarray, new: int, at_once: int) -> list[list[int]]:
+    def peer(prompts: Prompts, pixels: np.ndarray, lengths: list[int], at_once: int) -> list[list[int]]:
         found: list[list[int]] = []
         for start in range(0, len(prompts), at_once):
-            part = prompts[start:start + at_once]
+            part, ends = prompts[start:start + at_once], torch.tensor(lengths[start:start + at_once])
             width = max(len(tokens) for tokens, _ in part)
             ids, mask = np.zeros((2, len(part), width), np.int64)
             for row, (tokens, _) in enumerate(part):
                 ids[row, width - len(tokens):], mask[row, width - len(tokens):] = tokens, 1
             values = processor([pixels[picture] for _, picture in part], return_tensors="pt")["pixel_values"]
+            new = int(ends.max())
             with torch.inference_mode():
                 out = model.generate(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask),
                                      pixel_values=values, do_sample=False, max_new_tokens=new, min_new_tokens=new,
-                                     pad_token_id=0)
-            found += out[:, width:].tolist()
+                                     stopping_criteria=[lambda ids, _, width=width, ends=ends:
+                                                        ids.shape[1] - width >= ends], pad_token_id=0)
+            found += [row[width:width + end].tolist() for row, end in zip(out, ends.tolist(), strict=True)]
         return found
 
     return _ours(size, folder / "model", args.batch), peer, parameters
@@ -143,9 +165,10 @@ def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
         return Encoded(np.where(visual, 0, tokens).astype(np.int32), zeros > 0, zeros, np.arange(len(tokens)),
                        np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32), ())
 
-    def side(prompts: Prompts, pixels: np.ndarray, new: int, _: int) -> list[list[int]]:
-        requests = [board.Request(picture, *schedule.divided(encoded(tokens)), new) for tokens, picture in prompts]
-        shape = schedule.fitting(requests, concurrent, new)
+    def side(prompts: Prompts, pixels: np.ndarray, lengths: list[int], _: int) -> list[list[int]]:
+        requests = [board.Request(picture, *schedule.divided(encoded(tokens)), length)
+                    for (tokens, picture), length in zip(prompts, lengths, strict=True)]
+        shape = schedule.fitting(requests, concurrent, max(lengths))
         if shape not in boards:
             boards[shape] = board.Board(model, params, shape, np.zeros(0, np.int32),
                                         lanes.empty(model, shape, size.image_tokens))
@@ -158,12 +181,12 @@ def _ours(size: data.Size, folder: Path, concurrent: int) -> Side:
     return side
 
 
-def _compared(name: str, prompts: tuple[Prompts, np.ndarray], new: int, args: argparse.Namespace, ours: Side,
+def _compared(name: str, prompts: tuple[Prompts, np.ndarray], lengths: list[int], args: argparse.Namespace, ours: Side,
               peer: Side, amount: int, at_once: int) -> dict[str, Any]:
     """Medians of both sides in `amount` per second and of the ratios, after a first turn that compiles and compares."""
     def timed(side: Side) -> tuple[float, list[list[int]]]:
         began = time.perf_counter()
-        found = side(*prompts, new, at_once)
+        found = side(*prompts, lengths, at_once)
         return time.perf_counter() - began, found
 
     (_, mine), (_, theirs) = timed(ours), timed(peer)

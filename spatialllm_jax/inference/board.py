@@ -89,15 +89,22 @@ class Sizes:
 
 
 def one_size(shape: lanes.Shape) -> Sizes:
-    """For requests that are all there: few programs, each full nearly always."""
+    """For requests that are all there: few programs, each full nearly always, as they take up what `Board.step` waits
+    for."""
     if shape.read:
         rows, width, beside = max(1, MOST_READ // shape.read), shape.read, shape.lanes
     else:
-        rows, width, beside = min(_ASK, shape.rows * shape.lanes), shape.question, 1
+        rows, width, beside = min(_ASK, _share(shape.rows * shape.lanes)), shape.question, 1
     # Where rows are split over devices, no device is left without one.
     mesh = jax.sharding.get_abstract_mesh().shape
     ways = math.prod(mesh.get(axis, 1) for axis in MESH_AXES["batch"])
-    return Sizes((min(_BEGIN, shape.rows),), (shape.prefix,), (-(-rows // ways) * ways,), (width,), beside)
+    pictures, rows = (-(-size // ways) * ways for size in (min(_BEGIN, _share(shape.rows)), rows))
+    return Sizes((pictures,), (shape.prefix,), (rows,), (width,), beside)
+
+
+def _share(lanes: int) -> int:
+    """So many lanes have to be free before others are taken up, while some wait."""
+    return max(1, lanes // 4)
 
 
 def any_size(shape: lanes.Shape) -> Sizes:
@@ -214,7 +221,7 @@ class Board:
             return
         busy, every = len(self.seats), self.shape.rows * self.shape.lanes
         # While others wait, lanes that end are filled again, a quarter of them at a time.
-        enough = every - busy + max(1, busy // 4) if self.waiting else every
+        enough = every - busy + _share(busy) if self.waiting else every
         self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(enough),
                                    np.int32(steps), sampled=_sampled(seat.request for seat in self.seats.values()))
         yield self._events()
