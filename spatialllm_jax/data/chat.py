@@ -109,6 +109,11 @@ class Encoded:
         """T."""
         return len(self.tokens)
 
+    def part(self, where: slice | np.ndarray) -> Encoded:
+        """Its tokens there (or these, by their places), without `answers`."""
+        return Encoded(self.tokens[where], self.supervised[where], self.branch_ids[where], self.positions[where],
+                       self.image_index[where], ())
+
 
 def template_for(name: str) -> Template:
     """The template called `name`. Raises UserError that lists the names."""

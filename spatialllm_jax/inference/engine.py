@@ -23,7 +23,8 @@ from spatialllm_jax.data import tokenizer as tokenizers
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import lanes, pictures, schedule, scoring
 from spatialllm_jax.inference.board import Board, Request, parts
-from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, scoring_rows, show
+from spatialllm_jax.inference.options import scoring_rows
+from spatialllm_jax.inference.prompts import ChatSettings, Picture, Prompt, bucket, open_prompt, show
 from spatialllm_jax.models import store
 from spatialllm_jax.models.attention import platform
 from spatialllm_jax.models.config import ModelConfig
@@ -84,34 +85,34 @@ class Engine:
         default_factory=collections.OrderedDict, repr=False)
     _board: Board | None = dataclasses.field(default=None, repr=False)
 
-    def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
+    def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, beside: int = 0,
               pixels: Mapping[Picture | None, np.ndarray] | None = None, show_progress: bool = False,
               ) -> list[np.ndarray]:
         """Log-likelihood of every option of every prompt, in order; see `likelihoods`."""
         return [found.logp for found in self.likelihoods(
-            prompts, row_length=row_length, branches=branches, pixels=pixels, show_progress=show_progress)]
+            prompts, row_length=row_length, beside=beside, pixels=pixels, show_progress=show_progress)]
 
-    def likelihoods(self, prompts: Sequence[Prompt], *, row_length: int = 512, branches: int = 0,
+    def likelihoods(self, prompts: Sequence[Prompt], *, row_length: int = 512, beside: int = 0,
                     pixels: Mapping[Picture | None, np.ndarray] | None = None, show_progress: bool = False,
                     ) -> list[Likelihoods]:
         """What the model thinks of every option of every prompt, in order.
 
         Args:
             row_length: tokens of a row, which holds as many options of a picture's questions as fit.
-            branches: most options of a row, where one program has to serve later calls as well; 0 for what fits.
+            beside: most options of a row, where one program has to serve later calls as well; 0 for what fits.
             pixels: see `visual`.
         """
         with self.devices():
-            return self._likelihoods(prompts, row_length, branches, pixels, show_progress)
+            return self._likelihoods(prompts, row_length, beside, pixels, show_progress)
 
-    def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, branches: int,
+    def _likelihoods(self, prompts: Sequence[Prompt], row_length: int, beside: int,
                      pixels: Mapping[Picture | None, np.ndarray] | None, show_progress: bool) -> list[Likelihoods]:
-        rows = scoring_rows(self.tokenizer, self.settings, prompts, length=row_length,
+        rows = scoring_rows(self.tokenizer, self.settings, prompts, length=row_length, beside=beside,
                             layout=functools.partial(pictures.layout, self.model.config))
         # As many pictures a row as those beside it have: another number is another program.
         batches = [alike[start:start + self.batch_size] for alike in _by_places(rows, lambda row: row.shown)
                    for start in range(0, len(alike), self.batch_size)]
-        branches = branches or bucket(max(len(row.owners) for row in rows), 8) if rows else 8
+        options = beside or bucket(max((len(row.owners) for row in rows), default=1), 8)
         found = [Likelihoods(np.zeros(n := len(prompt.options)), np.zeros(n, bool), np.zeros(n, int))
                  for prompt in prompts]
         for part in tqdm(batches, desc="scoring", unit="batch", disable=not show_progress):
@@ -119,13 +120,12 @@ class Engine:
             visual = self.visual([row.shown for row in padded], pixels)
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
             scores, unlikely = jax.device_get(scoring.option_scores(
-                self.model, self.params, visual=visual, branches=branches, **arrays))
+                self.model, self.params, visual=visual, options=options, **arrays))
             for k, row in enumerate(part):
-                for branch, (prompt, option) in enumerate(row.owners):
-                    own = (row.arrays["branch_ids"] == branch + 1) & (row.arrays["loss_weights"] > 0)
-                    found[prompt].logp[option] = scores[k, branch]
-                    found[prompt].greedy[option] = unlikely[k, branch] == 0
-                    found[prompt].tokens[option] = own.sum()
+                for place, (prompt, option) in enumerate(row.owners):
+                    found[prompt].logp[option] = scores[k, place]
+                    found[prompt].greedy[option] = unlikely[k, place] == 0
+                    found[prompt].tokens[option] = (row.arrays["owner_ids"] == place + 1).sum()
         return found
 
     def generate(self, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, temperature: float = 0.0,

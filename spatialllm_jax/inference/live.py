@@ -182,7 +182,7 @@ class Live:
         if len(ready.prompt.options) > MOST_OPTIONS:
             raise UserError(f"{len(ready.prompt.options)} options are more than {MOST_OPTIONS}")
         return self._scorer.score([ready.prompt], row_length=self.shape.context + self.shape.new,
-                                  branches=MOST_OPTIONS, pixels=_pixels([ready]))[0]
+                                  beside=MOST_OPTIONS, pixels=_pixels([ready]))[0]
 
     @property
     def waiting(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -116,60 +116,6 @@ class Layout:
     sizes: tuple[int, ...]
 
 
-@dataclasses.dataclass
-class ScoringRow:
-    """One row of the scoring program: pictures and as many (question, option) branches as fit.
-
-    Attributes:
-        shown: a prompt with these pictures.
-        arrays: tokens, positions, ... as in `data.batch.Batch`, each [T].
-        owners: (prompt, option) of branch k + 1.
-    """
-
-    shown: Prompt
-    arrays: dict[str, Int[np.ndarray, T]]
-    owners: list[tuple[int, int]]
-
-
-def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence[Prompt], *,
-                 layout: Callable[[Prompt], Layout], length: int) -> list[ScoringRow]:
-    """Packs all (question, option) pairs into rows, pairs on one picture side by side as branches.
-
-    Args:
-        layout: how a prompt's pictures are read.
-        length: tokens per row.
-
-    Raises:
-        UserError: when a single pair does not fit into a row, or a prompt has no options, or earlier turns.
-    """
-    alike: dict[tuple[Any, ...], list[tuple[int, str]]] = {}
-    for index, prompt in enumerate(prompts):
-        if not prompt.options:
-            raise UserError(f"question on image {prompt.image_id!r} has no options to score; generate an answer")
-        if prompt.history:
-            raise UserError("options are scored on a first question; leave out the turns before it")
-        between, question = divided_at_places(prompt.question, 1 + len(prompt.more))
-        alike.setdefault((prompt.pictures, prompt.system, between), []).append((index, question))
-    rows = []
-    for (_, system, between), asked in alike.items():
-        shown = prompts[asked[0][0]]
-        read = layout(shown)
-        pairs = [(index, option) for index, _ in asked for option in range(len(prompts[index].options))]
-        questions = dict(asked)
-        while pairs:
-            turns = [(questions[i], prompts[i].options[o]) for i, o in pairs]
-            encoded = chat.encode(tokenizer, turns, template=settings.template, branches=True, max_length=length,
-                                  system=settings.system if system is None else system,
-                                  **_places(between, read.sizes))
-            kept = len(encoded.answers)
-            if kept == 0:
-                raise UserError(f"a question on image {shown.image_id!r} is longer than {length} tokens, "
-                                f"{len(read.tokens)} of them for {_images(shown)}; give a greater row length")
-            rows.append(ScoringRow(shown, _pad(show(encoded, read.tokens), length), pairs[:kept]))
-            pairs = pairs[kept:]
-    return rows
-
-
 def divided_at_places(text: str, pictures: int) -> tuple[tuple[str, ...], str]:
     """What a first message says before each of its pictures, and behind the last; ((), text) for one, which always
     stands in front.
@@ -188,27 +134,11 @@ def divided_at_places(text: str, pictures: int) -> tuple[tuple[str, ...], str]:
     return tuple(parts[:-1]), parts[-1]
 
 
-def _places(between: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
+def placed(between: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
     """`chat.encode`'s arguments for pictures of these sizes, each with its text before it; () for one in front."""
     if not between:
         return {"num_image_tokens": sum(sizes)}
     return {"pictures": tuple(zip(between, sizes, strict=True))}
-
-
-def _images(prompt: Prompt) -> str:
-    return f"{1 + len(prompt.more)} images" if prompt.more else "the image"
-
-
-def _pad(encoded: chat.Encoded, length: int) -> dict[str, np.ndarray]:
-    targets, weights = chat.next_token_targets(encoded)
-    arrays = {"tokens": encoded.tokens, "positions": encoded.positions, "branch_ids": encoded.branch_ids,
-              "segment_ids": np.ones(encoded.length, np.int32), "image_index": encoded.image_index,
-              "targets": targets, "loss_weights": weights}
-    padded = {name: np.zeros(length, value.dtype) for name, value in arrays.items()}
-    padded["image_index"] -= 1
-    for name, value in arrays.items():
-        padded[name][:encoded.length] = value
-    return padded
 
 
 def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, *sizes: int,
@@ -229,7 +159,7 @@ def open_prompt(tokenizer: Tokenizer, settings: ChatSettings, question: str, *si
     between, rest = divided_at_places(turns[0][0], max(1, len(sizes)))
     turns[0] = rest, turns[0][1]
     return chat.encode(tokenizer, turns, template=settings.template,
-                       system=settings.system if system is None else system, **_places(between, sizes))
+                       system=settings.system if system is None else system, **placed(between, sizes))
 
 
 def show(encoded: chat.Encoded, layout: Int[np.ndarray, N]) -> chat.Encoded:

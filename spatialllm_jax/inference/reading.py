@@ -45,15 +45,17 @@ class Row(NamedTuple):
     lengths: Int[np.ndarray, "N"]
 
 
-def side_by_side(questions: Sequence[Encoded], width: int, beside: int) -> list[list[Family]]:
+def side_by_side(questions: Sequence[Encoded], width: int, beside: int, own: Sequence[int] | None = None,
+                 ) -> list[list[Family]]:
     """Rows of questions on one picture, few of them: the longest families first, each into the first row with room.
 
     Args:
         width: tokens of a row; no question has more.
         beside: questions of a row, at most.
+        own: see `families`.
     """
     rows: list[list[Family]] = []
-    fitting = [part for family in families(questions) for part in _parts(family, questions, width, beside)]
+    fitting = [part for family in families(questions, own) for part in _parts(family, questions, width, beside)]
     for family in sorted(fitting, key=lambda family: -family.length):
         for row in rows:
             if read(row) + family.length <= width and members(row) + len(family.members) <= beside:
@@ -74,12 +76,17 @@ def members(row: Sequence[Family]) -> int:
     return sum(len(family.members) for family in row)
 
 
-def families(questions: Sequence[Encoded]) -> list[Family]:
-    """Families that together read as few tokens as can be, if each reads a beginning of its own once."""
+def families(questions: Sequence[Encoded], own: Sequence[int] | None = None) -> list[Family]:
+    """Families that together read as few tokens as can be, if each reads a beginning of its own once.
+
+    Args:
+        own: so many tokens at the end of each question are shared with no other; one, if not given.
+    """
+    own = [1] * len(questions) if own is None else own
     # What begins alike stands side by side in the order of tokens.
     spelled = [np.stack([one.tokens, one.image_index], axis=1) for one in questions]
     order = sorted(range(len(questions)), key=lambda k: spelled[k].astype(">i4").tobytes())
-    alike = [_alike(spelled[a], spelled[b]) for a, b in itertools.pairwise(order)]
+    alike = [_alike(spelled[a][:-own[a]], spelled[b][:-own[b]]) for a, b in itertools.pairwise(order)]
     saved, begins = [0], [0]        # of the first k in this order; where the last family of these begins
     for end in range(1, len(order) + 1):
         best, shared = (saved[-1], end - 1), len(spelled[order[end - 1]])
@@ -100,8 +107,8 @@ def families(questions: Sequence[Encoded]) -> list[Family]:
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> int:
-    """Tokens at the beginning that are the same; one less than the shorter has, at most."""
-    most = min(len(a), len(b)) - 1
+    """Tokens at the beginning that are the same."""
+    most = min(len(a), len(b))
     other = (a[:most] != b[:most]).any(axis=1)
     return int(other.argmax()) if other.any() else most
 

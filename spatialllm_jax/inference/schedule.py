@@ -31,12 +31,7 @@ def divided(encoded: Encoded, shape: lanes.Shape | None = None) -> tuple[Encoded
     end = min(int(visual[-1]) + 1 if len(visual) else 1, encoded.length - 1)
     if shape is not None:
         end = min(max(end, encoded.length - shape.question), shape.prefix)
-
-    def part(piece: slice) -> Encoded:
-        return Encoded(encoded.tokens[piece], encoded.supervised[piece], encoded.branch_ids[piece],
-                       encoded.positions[piece], encoded.image_index[piece], ())
-
-    return part(slice(None, end)), part(slice(end, None))
+    return encoded.part(slice(end)), encoded.part(slice(end, None))
 
 
 def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.Shape | None = None) -> lanes.Shape:

@@ -21,14 +21,14 @@ def shares(scores: Float[np.ndarray, O]) -> Float[np.ndarray, O]:
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "branches", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "options", "chunk"))
 def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], positions: Int[Array, "B T"],
                   segment_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"],
-                  image_index: Int[Array, "B T"], targets: Int[Array, "B T"],
-                  loss_weights: Float[Array, "B T"], visual: Float[Array, "B V D"], *, branches: int,
-                  chunk: int = 64) -> tuple[Float[Array, "B branches"], Int[Array, "B branches"]]:
-    """Log-likelihood of each branch's answer, its end mark included, and how many of its tokens are not the likeliest
-    where they stand: entry k belongs to branch k + 1.
+                  image_index: Int[Array, "B T"], targets: Int[Array, "B T"], owner_ids: Int[Array, "B T"],
+                  visual: Float[Array, "B V D"], *, options: int, chunk: int = 64,
+                  ) -> tuple[Float[Array, "B options"], Int[Array, "B options"]]:
+    """Log-likelihood of each option, its end mark included, and how many of its tokens are not the likeliest where they
+    stand: entry k belongs to owner k + 1; see `options.ScoringRow`.
 
     One forward pass scores every option of every question on a picture; branches cannot see each other, so
     the scores are those of separate rows.
@@ -43,17 +43,17 @@ def option_scores(model: SpatialLLM, params: Any, tokens: Int[Array, "B T"], pos
 
     def one(carry: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
         scores, unlikely = carry
-        h, target, weight, branch = part
+        h, target, owner = part
         logits: Any = model.apply({"params": params}, h, method="logits")
         logp = jax.nn.log_softmax(logits, axis=-1)
-        values = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0] * weight
-        owner = jax.nn.one_hot(branch - 1, branches)
-        others = (logits.argmax(-1) != target) & (weight > 0)
-        unlikely += jnp.einsum("bt,btk->bk", others.astype(jnp.int32), owner.astype(jnp.int32))
-        return (scores + jnp.einsum("bt,btk->bk", values, owner), unlikely), None
+        values = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
+        whose = jax.nn.one_hot(owner - 1, options)
+        others = (logits.argmax(-1) != target).astype(jnp.int32)
+        unlikely += jnp.einsum("bt,btk->bk", others, whose.astype(jnp.int32))
+        return (scores + jnp.einsum("bt,btk->bk", values, whose), unlikely), None
 
-    parts = tuple(chunks(x) for x in (hidden, targets, loss_weights, branch_ids))
-    size = tokens.shape[0], branches
+    parts = tuple(chunks(x) for x in (hidden, targets, owner_ids))
+    size = tokens.shape[0], options
     return jax.lax.scan(one, (jnp.zeros(size), jnp.zeros(size, jnp.int32)), parts)[0]
 
 

@@ -15,7 +15,8 @@ from spatialllm_jax.data.storage import open_split
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.inference import pictures
 from spatialllm_jax.inference.engine import Engine, load_engine
-from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket, scoring_rows
+from spatialllm_jax.inference.options import scoring_rows
+from spatialllm_jax.inference.prompts import ChatSettings, Prompt, bucket
 from spatialllm_jax.inference.scoring import option_scores
 from spatialllm_jax.models import store
 from spatialllm_jax.models.presets import clip_preset, preset
@@ -89,18 +90,38 @@ def test_tokens_that_are_not_the_likeliest_are_counted(engine, params, tiny_toke
     arrays = {name: np.stack([array] * engine.batch_size) for name, array in row.arrays.items()}
     pixels = images.load(one.image, 16, resize="stretch")[None, None]
     logp = hidden_and_logits(params, *(arrays[name][:1] for name in ("tokens", "image_index", "segment_ids")), pixels)
-    answer = np.flatnonzero(arrays["loss_weights"][0])
+    answer = np.flatnonzero(arrays["owner_ids"][0])
     assert len(answer) > 3
     arrays["targets"][:] = np.asarray(logp.argmax(-1))
     visual = engine.visual([one] * engine.batch_size)
     for wrong in range(4):
-        scores, unlikely = option_scores(engine.model, params, visual=visual, branches=8, **arrays)
+        scores, unlikely = option_scores(engine.model, params, visual=visual, options=8, **arrays)
         assert unlikely[0, 0] == wrong and not unlikely[0, 1:].any()
         best = np.take_along_axis(np.asarray(logp[0]), arrays["targets"][0][:, None], 1)[answer].sum()
         np.testing.assert_allclose(scores[0, 0], best, rtol=2e-5)
         arrays["targets"][:, answer[wrong]] = np.asarray(logp[0, answer[wrong]]).argmin()
     found, = engine.likelihoods([one], row_length=96)
     assert found.tokens == [len(answer)] and not found.greedy.any()      # random weights
+
+
+def test_a_question_is_read_once_for_its_options(engine, params, tiny_tokenizer, prompts):
+    """Options that begin alike, and one that is the beginning of another; every rotation of them."""
+    words = ("a wall", "a wall in blue", "a wall in red", "sky")
+    turned = [dataclasses.replace(prompts[0], question=f"{prompts[0].question} {' '.join(words[k:] + words[:k])}",
+                                  options=words[k:] + words[:k]) for k in range(4)]
+    rows = scoring_rows(tiny_tokenizer, SETTINGS, turned, layout=functools.partial(pictures.layout, CONFIG), length=96)
+    apart = [chat.encode(tiny_tokenizer, [(one.question, option)], template="compact", system="look",
+                         num_image_tokens=CONFIG.connector.num_tokens).length for one in turned for option in words]
+    assert sorted(owner for row in rows for owner in row.owners) == [(p, o) for p in range(4) for o in range(4)]
+    assert sum(int(row.arrays["segment_ids"].sum()) for row in rows) < sum(apart) / 2.5
+    found = engine.score(turned, row_length=96)
+    for one, scores in zip(turned, found, strict=True):
+        np.testing.assert_allclose(scores, [likelihood(params, tiny_tokenizer, one, option) for option in one.options],
+                                   rtol=2e-5, atol=2e-5)
+    for name in ("logp", "greedy", "tokens"):       # no more than so many side by side: the same
+        for one, other in zip(engine.likelihoods(turned, row_length=96), engine.likelihoods(
+                turned, row_length=96, beside=8), strict=True):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-5, atol=2e-5)
 
 
 def test_scores_do_not_depend_on_packing_or_order(engine, prompts):

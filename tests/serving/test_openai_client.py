@@ -103,7 +103,7 @@ def test_options_are_scored(client, tiny):
     # In rows of the server's size; `tests/inference/test_live.py` compares with others.
     alone = dataclasses.replace(tiny, batch_size=1)
     scores = alone.score([Prompt(picture_id(data), data, QUESTION, options)], row_length=CONTEXT + NEW,
-                         branches=live.MOST_OPTIONS)[0]
+                         beside=live.MOST_OPTIONS)[0]
     for stream in (False, True):
         found = said(client, asking(QUESTION, data_url(data)), extra_body={"options": list(options)}, stream=stream)
         if stream:
