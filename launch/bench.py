@@ -17,6 +17,7 @@ BENCHMARKS = {
     "checkpoint": "launch.bench_checkpoint",
     "convert": "launch.bench_convert",
     "decode": "launch.bench_decode",
+    "evaluate": "launch.bench_evaluate",
     "input": "launch.bench_input",
     "pseudo_labels": "launch.bench_pseudo_labels",
     "questions": "launch.bench_questions",

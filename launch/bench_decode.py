@@ -1,4 +1,4 @@
-"""Answers per second beside transformers' `generate`: batches of pictures, and a circular benchmark.
+"""Generated tokens per second beside transformers' `generate`, a batch of pictures at a time.
 
 Both sides run one LLaVA (CLIP, a two-layer connector, Llama) from the same weights in float32, greedily, on the same
 cores, in turns; pictures are encoded within the measured time on both. The tokens of both are compared first: answers
@@ -9,9 +9,6 @@ of another model are refused.
 2. Answers that end when they end: `--batches` times as many prompts, lengths from a log-normal distribution around
    `--new` with `--spread`, at most four times `--new`. The peer goes through them batch by batch, and a batch until its
    longest answer has ended. Ours has as many lanes, which are filled again. Tokens behind an answer's end do not count.
-3. A circular benchmark: `--pictures` pictures, `--questions` on each, every one under four rotations of its options,
-   `--answer` tokens for each. Ours prefills a picture once for all of them; the peer goes through the prompts one by
-   one, as evaluation scripts over `generate` do.
 """
 
 from __future__ import annotations
@@ -25,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from launch import bench_report, cli
+from launch import bench_peer, bench_report, cli
 from launch import bench_train_data as data
 from spatialllm_jax.errors import UserError
 
 _AGREE = 0.9        # share of equal answers: float32 sums in another order decide near ties otherwise
-_ROTATIONS = 4
 _LONGEST = 4        # times --new: the longest answer
 _TEXT = (20, 60)    # tokens of a question, from and below
 Prompts = list[tuple[np.ndarray, int]]      # token ids with the picture's in place, and which picture
@@ -44,9 +40,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--new", type=int, default=64, help="tokens of every answer in the batch")
     result.add_argument("--batches", type=int, default=6, help="prompts whose answers differ in length, in batches")
     result.add_argument("--spread", type=float, default=0.8, help="of these lengths: deviation of their logarithm")
-    result.add_argument("--pictures", type=int, default=8, help="of the circular benchmark")
-    result.add_argument("--questions", type=int, default=3, help="on each of its pictures, four rotations of each")
-    result.add_argument("--answer", type=int, default=4, help="tokens of each of its answers")
     result.add_argument("--repeats", type=int, default=3, help="turns; the figures are medians")
     return result
 
@@ -54,44 +47,35 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Runs both sides in turns and prints their figures; see the module."""
     args = parser().parse_args(argv)
-    for name in ("batch", "new", "batches", "pictures", "questions", "answer", "repeats", "cores"):
+    for name in ("batch", "new", "batches", "repeats", "cores"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     if not 0 <= args.spread < 10:
         raise UserError(f"--spread {args.spread} must be from 0 to 10")
-    longest = 3 + args.grid**2 + _TEXT[1] + max(_LONGEST * args.new, args.answer)
+    longest = 3 + args.grid**2 + _TEXT[1] + _LONGEST * args.new
     size = data.size_of(args, rows=1, length=longest)
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as name, bench_report.on_cores(args.cores, "--cores"):
         ours, peer, parameters = _sides(size, Path(name), args)
         result: dict[str, Any] = {"parameters": parameters, "cores": args.cores, "repeats": args.repeats}
-        batch = _prompts(size, args.batch, 1, 1, rng)
+        batch = _prompts(size, args.batch, rng)
         lengths = [args.new] * args.batch
         result |= _compared("tokens_per_second", batch, lengths, args, ours, peer, sum(lengths), args.batch)
-        uneven = _prompts(size, args.batches * args.batch, 1, 1, rng)
+        uneven = _prompts(size, args.batches * args.batch, rng)
         lengths = _uneven(len(uneven[0]), args, rng)
         result |= _compared("uneven_tokens_per_second", uneven, lengths, args, ours, peer, sum(lengths), args.batch)
-        circular = _prompts(size, args.pictures, args.questions, _ROTATIONS, rng)
-        lengths = [args.answer] * len(circular[0])
-        result |= _compared("questions_per_second", circular, lengths, args, ours, peer, len(lengths), 1)
     bench_report.table(result)
     return bench_report.finish(result, "flax", "torch", "transformers")
 
 
-def _prompts(size: data.Size, pictures: int, questions: int, rotations: int, rng: np.random.Generator,
-             ) -> tuple[Prompts, np.ndarray]:
-    """(prompts, pictures): a question's rotations share its tokens but for the options, which make a third of it."""
-    prompts: Prompts = []
-    for picture in range(pictures):
-        frame = rng.integers(3, data.image_token(size), 3)
-        for _ in range(questions):
-            text = rng.integers(3, data.image_token(size), rng.integers(*_TEXT))
-            options = len(text) // 3
-            for k in range(rotations):
-                turned = np.r_[text[:-options], np.roll(text[-options:], k)]
-                prompts.append((np.r_[frame, [data.image_token(size)] * size.image_tokens, turned], picture))
-    pixels = rng.integers(0, 256, (pictures, size.image_size, size.image_size, 3), dtype=np.uint8)
-    return prompts, pixels
+def _prompts(size: data.Size, count: int, rng: np.random.Generator) -> tuple[Prompts, np.ndarray]:
+    """(prompts, a picture for each)."""
+    token = data.image_token(size)
+    prompts = []
+    for picture in range(count):
+        frame, text = rng.integers(3, token, 3), rng.integers(3, token, rng.integers(*_TEXT))
+        prompts.append((np.r_[frame, [token] * size.image_tokens, text], picture))
+    return prompts, rng.integers(0, 256, (count, size.image_size, size.image_size, 3), dtype=np.uint8)
 
 
 def _uneven(count: int, args: argparse.Namespace, rng: np.random.Generator) -> list[int]:
@@ -106,19 +90,8 @@ Side = Callable[[Prompts, np.ndarray, list[int], int], list[list[int]]]
 def _sides(size: data.Size, folder: Path, args: argparse.Namespace) -> tuple[Side, Side, int]:
     """Both sides over the same weights: (prompts, pictures, tokens of each answer, prompts at a time) ->
     answers."""
-    try:
-        import torch
-        import transformers
-
-        parameters = data.write_model(size, folder / "model", args.seed)
-        if args.perturb:
-            data.write_model(size, folder / "peer", args.seed, args.perturb)
-    except ImportError as error:
-        raise UserError(f"the peer needs {error.name}; run: pip install spatialllm-jax[torch]") from None
-    torch.set_num_threads(args.cores)
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(
-        folder / ("peer" if args.perturb else "model"), attn_implementation="sdpa", dtype=torch.float32).eval()
-    processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    model, processor, parameters = bench_peer.written(size, folder, args)
+    import torch
 
     def peer(prompts: Prompts, pixels: np.ndarray, lengths: list[int], at_once: int) -> list[list[int]]:
         found: list[list[int]] = []

@@ -24,7 +24,8 @@ from spatialllm_jax.parallel.rules import MESH_AXES
 
 # Pictures and questions are taken up so many at a time, by programs of about that size.
 _BEGIN, _ASK = 8, 16
-MOST_READ = 512         # tokens of questions that are read side by side, at a time
+_READ = 512             # tokens of questions that are read side by side, at a time, if a row has no more
+MOST_READ = 1024        # of a row
 # Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
 _WIDTHS = (64, 256)
 _WARM_TURNS = 4
@@ -92,7 +93,7 @@ def one_size(shape: lanes.Shape) -> Sizes:
     """For requests that are all there: few programs, each full nearly always, as they take up what `Board.step` waits
     for."""
     if shape.read:
-        rows, width, beside = max(1, MOST_READ // shape.read), shape.read, shape.lanes
+        rows, width, beside = max(1, _READ // shape.read), shape.read, shape.lanes
     else:
         rows, width, beside = min(_ASK, _share(shape.rows * shape.lanes)), shape.question, 1
     # Where rows are split over devices, no device is left without one.
@@ -381,8 +382,8 @@ def _rows(asked: Sequence[tuple[int, int, _Seat]], sizes: Sizes) -> list[_Row]:
     for row, own in by_row.items():
         for part in [own] if sizes.beside > 1 else [[one] for one in own]:
             whole = _Row(row, part, [])
-            found += [whole._replace(families=families) for families in
-                      reading.side_by_side(whole.questions, sizes.widths[-1], sizes.beside)]
+            found += [whole._replace(families=families) for families in reading.side_by_side(
+                reading.families(whole.questions), whole.questions, sizes.widths[-1], sizes.beside)]
     return found
 
 

@@ -6,8 +6,9 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -37,6 +38,7 @@ _REMEMBERED = 64      # images whose features are kept
 _LISTED = 32          # layers of a model that a CPU runs one by one (`models.llama.Llama`)
 
 T = TypeVar("T")
+Coming = dict[Picture | None, Prompt]       # pictures, by themselves, each in a prompt that shows it
 
 
 class Features(Protocol):
@@ -66,11 +68,12 @@ class Engine:
     Attributes:
         model, params: the module and its nested parameters.
         tokenizer, settings: how text and pictures become arrays.
-        batch_size: questions answered, or rows scored, at a time; the last of them are padded, so that one program
-            serves all.
+        batch_size: questions answered, or rows scored, at a time, at most; the last of them are padded, so that one
+            program serves all.
         features: optional stored features by image id, instead of running the encoders.
         mesh: devices that `params` are spread over, or None for a single one.
-        image_batches: images per encoder call, ascending; each is one program.
+        image_batches: images per encoder call, ascending; each is one program. Where there is one size, a few images
+            are not padded to it.
     """
 
     model: SpatialLLM
@@ -84,6 +87,9 @@ class Engine:
     _recent: collections.OrderedDict[Picture | None, np.ndarray] = dataclasses.field(
         default_factory=collections.OrderedDict, repr=False)
     _board: Board | None = dataclasses.field(default=None, repr=False)
+    # Rows of the scoring program, and images of the encoders', so far.
+    _scored: int = dataclasses.field(default=0, repr=False)
+    _encoded: int = dataclasses.field(default=0, repr=False)
 
     def score(self, prompts: Sequence[Prompt], *, row_length: int = 512, beside: int = 0,
               pixels: Mapping[Picture | None, np.ndarray] | None = None, show_progress: bool = False,
@@ -109,15 +115,17 @@ class Engine:
                      pixels: Mapping[Picture | None, np.ndarray] | None, show_progress: bool) -> list[Likelihoods]:
         rows = scoring_rows(self.tokenizer, self.settings, prompts, length=row_length, beside=beside,
                             layout=functools.partial(pictures.layout, self.model.config))
+        self._scored = self._few(len(rows), self.batch_size, self._scored)
         # As many pictures a row as those beside it have: another number is another program.
-        batches = [alike[start:start + self.batch_size] for alike in _by_places(rows, lambda row: row.shown)
-                   for start in range(0, len(alike), self.batch_size)]
+        batches = [alike[start:start + self._scored] for alike in _by_places(rows, lambda row: row.shown)
+                   for start in range(0, len(alike), self._scored)]
+        coming = self._coming(row.shown for batch in batches for row in batch)
         options = beside or bucket(max((len(row.owners) for row in rows), default=1), 8)
         found = [Likelihoods(np.zeros(n := len(prompt.options)), np.zeros(n, bool), np.zeros(n, int))
                  for prompt in prompts]
         for part in tqdm(batches, desc="scoring", unit="batch", disable=not show_progress):
-            padded = part + [part[-1]] * (self.batch_size - len(part))
-            visual = self.visual([row.shown for row in padded], pixels)
+            padded = part + [part[-1]] * (self._scored - len(part))
+            visual = self.visual([row.shown for row in padded], pixels, coming)
             arrays = {name: np.stack([row.arrays[name] for row in padded]) for name in padded[0].arrays}
             scores, unlikely = jax.device_get(scoring.option_scores(
                 self.model, self.params, visual=visual, options=options, **arrays))
@@ -146,9 +154,9 @@ class Engine:
                 bar.update()
 
             def answer(alike: Sequence[int]) -> None:
-                part = [requests[k] for k in alike]
+                part, coming = [requests[k] for k in alike], self._coming(prompts[k] for k in alike)
                 self._prepared(part, max_new_tokens, prompts[alike[0]].places).answer(
-                    part, lambda own: self.visual([prompts[alike[k]] for k in own], pixels),
+                    part, lambda own: self.visual([prompts[alike[k]] for k in own], pixels, coming),
                     lambda own, tokens: done(alike[own], tokens))
 
             try:
@@ -202,6 +210,9 @@ class Engine:
         """Empty lanes for prompts with so many `places` of pictures; `open` for requests that arrive while others are
         answered."""
         state = lanes.empty(self.model, shape, pictures.row_tokens(self.model.config, places))
+        if self.mesh is None and isinstance(leaf := jax.tree.leaves(self.params)[0], jax.Array):
+            # Where they will be when they come out of a program: otherwise the first is compiled twice.
+            state = jax.device_put(state, leaf.sharding)
         return Board(self.model, self.params, shape, np.array(self.stops, np.int32), state, open)
 
     def devices(self) -> contextlib.AbstractContextManager[Any]:
@@ -213,52 +224,76 @@ class Engine:
         return pictures.longest(self.model.config)
 
     def visual(self, prompts: Sequence[Prompt], pixels: Mapping[Picture | None, np.ndarray] | None = None,
-               ) -> jax.Array:
+               coming: Coming | None = None) -> jax.Array:
         """Visual tokens [B, N, D] of each prompt's pictures, which have as many `places`; those of text alone are never
         looked at.
 
         Args:
             pixels: of pictures that were made into arrays before (`pixels`).
+            coming: of the pictures that will be wanted next, a few are encoded along, so that the encoders' batch is
+                full; these are taken out.
         """
         rows = {prompt.pictures: prompt.each for prompt in prompts}
-        features = self._features([*{one.picture: one for row in rows.values() for one in row}.values()], pixels or {})
+        wanted = {one.picture: one for row in rows.values() for one in row}
+        features = self._features([*wanted.values()], pixels or {}, coming or {})
         # Every picture takes as many slots as the most tiled one could, a row as many as its places, and the batch is
         # full, so that the connector compiles once. What fills the slots left over is never looked at.
         slots, places = self.model.config.num_slots, prompts[0].places
         stacked = np.stack([_filled(np.concatenate([_filled(features[one.picture], slots) for one in row]),
                                     places * slots) for row in rows.values()])
         place = {shown: row for row, shown in enumerate(rows)}
-        return _connect(self.model, self.params, _filled(stacked, len(prompts)))[
-            np.array([place[prompt.pictures] for prompt in prompts])]
+        return _connect(self.model, self.params, _filled(stacked, len(prompts)),
+                        np.array([place[prompt.pictures] for prompt in prompts]))
 
-    def _features(self, prompts: Sequence[Prompt], known: Mapping[Picture | None, np.ndarray],
+    def _features(self, prompts: Sequence[Prompt], known: Mapping[Picture | None, np.ndarray], coming: Coming,
                   ) -> dict[Picture | None, Float[np.ndarray, "n P C"]]:
         """Features of distinct pictures, one entry per image: remembered, stored, or computed now."""
         found: dict[Picture | None, np.ndarray] = {}
         missing = []
         for prompt in prompts:
+            coming.pop(prompt.picture, None)
             if not prompt.pictured:
                 c = self.model.config
                 found[None] = np.zeros((1, c.connector.grid**2, sum(v.width for v in c.vision)), jnp.dtype(c.dtype))
             elif prompt.picture in self._recent:
                 self._recent.move_to_end(prompt.picture)
                 found[prompt.picture] = self._recent[prompt.picture]
-            elif self.features is not None and prompt.image is not None and not prompt.marks:
+            elif self._stored(prompt):
+                assert self.features is not None
                 found[prompt.picture] = np.asarray(self.features[prompt.image_id], np.float32)[None]
             else:
                 missing.append(prompt)
+        if missing:
+            room = -len(missing) * self.model.config.num_slots % _IMAGE_BATCH // self.model.config.num_slots
+            self._encoded = self._few((len(missing) + len(coming)) * self.model.config.num_slots, _IMAGE_BATCH,
+                                      self._encoded)
+            missing += [coming.pop(picture) for picture in [*itertools.islice(coming, room)]]
+        sizes = self.image_batches if len(self.image_batches) > 1 else (self._encoded,)
         for start in range(0, len(missing), _IMAGE_BATCH):
             part = missing[start:start + _IMAGE_BATCH]
             pixels = [known[prompt.picture] if prompt.picture in known else self.pixels(prompt) for prompt in part]
             flat = np.concatenate(pixels)
             values = np.concatenate([self._encode(flat[start:start + size], size)
-                                     for start, size in parts(len(flat), self.image_batches)])
+                                     for start, size in parts(len(flat), sizes)])
             ends = np.cumsum([len(images) for images in pixels])
             for prompt, value in zip(part, np.split(values, ends[:-1]), strict=True):
                 found[prompt.picture] = self._recent[prompt.picture] = value
         while len(self._recent) > max(1, _REMEMBERED // self.model.config.num_slots):
             self._recent.popitem(last=False)
         return found
+
+    def _few(self, count: int, most: int, so_far: int) -> int:
+        """Size of a program for so many things: they are not padded to `most`, unless there is such a program."""
+        return max(so_far, most if self.mesh is not None else min(most, bucket(count, 1)))
+
+    def _stored(self, prompt: Prompt) -> bool:
+        """Whether a picture's features are read, not computed."""
+        return self.features is not None and prompt.image is not None and not prompt.marks
+
+    def _coming(self, prompts: Iterable[Prompt]) -> Coming:
+        """The pictures of prompts that have to be encoded, in their order."""
+        return {one.picture: one for prompt in prompts for one in prompt.each
+                if one.pictured and one.picture not in self._recent and not self._stored(one)}
 
     def forget(self) -> None:
         """Drops the features of pictures seen so far; while nobody is answered."""
@@ -299,9 +334,10 @@ def _encode(model: SpatialLLM, params: Any, pixels: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _connect(model: SpatialLLM, params: Any, features: jax.Array) -> jax.Array:
+def _connect(model: SpatialLLM, params: Any, features: jax.Array, rows: jax.Array) -> jax.Array:
+    """Visual tokens of these rows of features."""
     tokens: Any = model.apply({"params": params}, features=jnp.asarray(features), method="visual_tokens")
-    return tokens
+    return tokens[rows]
 
 
 def load_engine(folder: str | Path, *, batch_size: int = 16, features: Features | None = None,

@@ -70,7 +70,8 @@ def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence
             raise UserError(f"a question on image {shown.image_id!r} is longer than {length} tokens, "
                             f"{len(read.tokens)} of them for {_images(shown)}; give a greater row length")
         own = [end - start + 1 for start, end in encoded.answers]
-        for row in reading.side_by_side(pieces, length - trunk.length, beside or length, own):
+        for row in reading.side_by_side(reading.families(pieces, own), pieces, length - trunk.length,
+                                        beside or length):
             rows.append(ScoringRow(shown, _arrays(trunk, pieces, row, own, length),
                                    [pairs[k] for family in row for k in family.members]))
     return rows

@@ -45,17 +45,16 @@ class Row(NamedTuple):
     lengths: Int[np.ndarray, "N"]
 
 
-def side_by_side(questions: Sequence[Encoded], width: int, beside: int, own: Sequence[int] | None = None,
-                 ) -> list[list[Family]]:
+def side_by_side(found: Sequence[Family], questions: Sequence[Encoded], width: int, beside: int) -> list[list[Family]]:
     """Rows of questions on one picture, few of them: the longest families first, each into the first row with room.
 
     Args:
+        found: `families` of these questions.
         width: tokens of a row; no question has more.
         beside: questions of a row, at most.
-        own: see `families`.
     """
     rows: list[list[Family]] = []
-    fitting = [part for family in families(questions, own) for part in _parts(family, questions, width, beside)]
+    fitting = [part for family in found for part in _parts(family, questions, width, beside)]
     for family in sorted(fitting, key=lambda family: -family.length):
         for row in rows:
             if read(row) + family.length <= width and members(row) + len(family.members) <= beside:

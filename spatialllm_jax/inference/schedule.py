@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,9 +13,10 @@ from spatialllm_jax.data.chat import Encoded
 from spatialllm_jax.inference import lanes
 from spatialllm_jax.inference.board import MOST_READ, Board, Request, one_size
 from spatialllm_jax.inference.prompts import bucket
-from spatialllm_jax.inference.reading import side_by_side
+from spatialllm_jax.inference.reading import families, side_by_side
 from spatialllm_jax.models.spatialllm import SpatialLLM
 
+T = TypeVar("T")
 _SAMPLE = 64        # pictures whose questions decide how wide their rows are
 _CALL = 64          # tokens that are read in the time that a call needs besides: about that of reading the weights
 
@@ -62,18 +63,19 @@ def _read(groups: Sequence[Sequence[Encoded]], shape: lanes.Shape) -> int:
     calls = sum(-(-sum(map(len, part)) // one_by_one) for part in _chunks(groups, shape.rows))
     best = calls * (one_by_one * shape.question + _CALL), 0
     if shape.lanes > 1:
+        families_of = [families(own) for own in groups]
         for width in range(_ceil(shape.question + 1, 16), MOST_READ + 1, 16):
             at_once, *_ = one_size(dataclasses.replace(shape, read=width)).questions
-            rows = [[len(side_by_side(own, width, shape.lanes)) for own in part]
-                    for part in _chunks(groups, shape.rows)]
-            calls = sum(-(-sum(part) // at_once) for part in rows)
+            rows = [len(side_by_side(found, own, width, shape.lanes))
+                    for found, own in zip(families_of, groups, strict=True)]
+            calls = sum(-(-sum(part) // at_once) for part in _chunks(rows, shape.rows))
             best = min(best, (calls * (at_once * width + _CALL), width))
     return best[1]
 
 
-def _chunks(groups: Sequence[Sequence[Encoded]], size: int) -> Iterator[Sequence[Sequence[Encoded]]]:
-    for start in range(0, len(groups), size):
-        yield groups[start:start + size]
+def _chunks(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), size):
+        yield things[start:start + size]
 
 
 def _ceil(length: int, step: int) -> int:

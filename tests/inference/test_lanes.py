@@ -230,8 +230,8 @@ def test_rotations_are_answered_as_if_alone(params):
     tails = [np.array(tail, np.int32) for tail in ([3, 4], [4, 3], [4, 3], [])]
     turned = [dataclasses.replace(request, after=encoded(np.r_[request.after.tokens[:5], tail]))
               for request in requests for tail in tails]
-    rows = reading.side_by_side([one.after for one in turned[:8]], 40, 8)
-    assert sum(map(reading.read, rows)) < sum(one.after.length for one in turned[:8])
+    found = reading.families([one.after for one in turned[:8]])
+    assert reading.read(found) < sum(one.after.length for one in turned[:8])
     expected = one_by_one(params, turned, visual)
     assert answers(board(params, 3, 16, 40), turned, visual) == expected
     assert len({tuple(answer) for answer in expected}) > 5      # rotations matter

@@ -62,7 +62,7 @@ def test_visual_tokens_are_part_of_what_is_alike():
 def test_every_question_stands_in_its_row(seed):
     """Following `source` gives its tokens back; each sees what comes before it in its own question, and no more."""
     asked = random_questions(seed, most=12)
-    for row in (rows := side_by_side(asked, 11, 5)):
+    for row in (rows := side_by_side(families(asked), asked, 11, 5)):
         laid = laid_out(asked, row, 11, 5, 6)
         seen = np.asarray(allowed(self_mask((laid.branch > 0)[None].astype(int), laid.branch[None])))[0]
         owners = [k for family in row for k in family.members]
@@ -80,5 +80,5 @@ def test_every_question_stands_in_its_row(seed):
 def test_a_family_too_large_for_a_row_is_divided():
     asked = [question([1, 2, 3, k]) for k in range(10)]
     for width, beside, expected in ((100, 16, [13]), (8, 16, [8, 8]), (100, 4, [6, 6, 10])):
-        rows = side_by_side(asked, width, beside)
+        rows = side_by_side(families(asked), asked, width, beside)
         assert sorted(map(read, rows)) == expected and all(members(row) <= beside for row in rows)
