@@ -77,17 +77,17 @@ def xla_attention(
 
 
 def row_attention(
-    q: Float[Array, "B T H D"], k: Float[Array, "B T K D"], v: Float[Array, "B T K D"], mask: Mask,
+    q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], mask: Mask,
 ) -> Float[Array, "B T H D"]:
-    """The reference for rows that attend to themselves in their order: `_BLOCK` queries at a time, each block with the
+    """The reference for the last T of S tokens of a row in its order: `_BLOCK` queries at a time, each block with the
     keys up to its own end. Of the pairs that lie later in the row, and are nobody's, nearly all are never computed."""
-    length = q.shape[1]
+    length, before = q.shape[1], k.shape[1] - q.shape[1]
     if length <= 2 * _BLOCK:
         return xla_attention(q, k, v, mask)
     parts = []
     for start in range(0, length, _BLOCK):
         end = min(start + _BLOCK, length)
-        own, seen = slice(start, end), slice(0, end)
+        own, seen = slice(start, end), slice(before + end)
         part = Mask(mask.q_segment[:, own], mask.kv_segment[:, seen], mask.q_branch[:, own], mask.kv_branch[:, seen],
                     mask.q_index[:, own], mask.kv_index[:, seen])
         parts.append(xla_attention(q[:, own], k[:, seen], v[:, seen], part))
@@ -191,7 +191,7 @@ def attention(
     Args:
         mask: None lets every query see every key (vision).
         implementation: "auto" or a key of `BACKENDS`; see `choose`.
-        in_order: queries and keys are the tokens of one row, in its order: `mask` is a `self_mask`.
+        in_order: keys are the tokens of one row in its order, and queries its last ones: those of a `self_mask`.
 
     Returns:
         Zeros for queries that see no key.

@@ -166,6 +166,7 @@ class LlamaAttention(nn.Module):
                 raise ValueError("a cache needs slots, where the new keys and values go")
             cache = cache.written(layer, k, v, slots)
             k, v = (x.astype(self.dtype) for x in cache.of(layer))
+            in_order = isinstance(slots, int) and slots + x.shape[1] == k.shape[1]      # prefill: up to the last slot
         out = rearrange(attention(q, k, v, mask, self.attention, in_order=in_order), "b t h d -> b t (h d)")
         back = _transposed(_kernel_of(value), c) if match else None
         out = Linear(c.width, use_bias=False, dtype=self.dtype, lora=self.lora, init_scale=0.5 / c.depth,
