@@ -284,7 +284,7 @@ class Engine:
 
     def _few(self, count: int, most: int, so_far: int) -> int:
         """Size of a program for so many things: they are not padded to `most`, unless there is such a program."""
-        return max(so_far, most if self.mesh is not None else min(most, bucket(count, 1)))
+        return min(most, max(so_far, most if self.mesh is not None else bucket(count, 1)))
 
     def _stored(self, prompt: Prompt) -> bool:
         """Whether a picture's features are read, not computed."""

@@ -124,6 +124,14 @@ def test_a_question_is_read_once_for_its_options(engine, params, tiny_tokenizer,
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-5, atol=2e-5)
 
 
+def test_options_behind_a_question_without_a_token(engine, params, tiny_tokenizer, prompts):
+    """This template drops the mark: every option's first token is predicted by the picture's last."""
+    one = dataclasses.replace(prompts[0], question="?")
+    found, = engine.score([one], row_length=96)
+    np.testing.assert_allclose(found, [likelihood(params, tiny_tokenizer, one, option) for option in one.options],
+                               rtol=2e-5, atol=2e-5)
+
+
 def test_scores_do_not_depend_on_packing_or_order(engine, prompts):
     whole = engine.score(prompts, row_length=96)
     narrow = engine.score(prompts, row_length=48)      # fewer branches per row

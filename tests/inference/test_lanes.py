@@ -203,7 +203,9 @@ def one_by_one(params, requests, visual):
     return found
 
 
-@pytest.mark.parametrize(("rows", "count", "read"), [(1, 1, 0), (1, 4, 0), (2, 3, 0), (4, 1, 0), (3, 16, 40)])
+@pytest.mark.parametrize(("rows", "count", "read"), [
+    (2, 3, 0), (3, 16, 40),
+    *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 1, 0), (1, 4, 0), (4, 1, 0)))])
 def test_questions_on_shared_pictures_are_answered_as_if_alone(params, rows, count, read):
     """Whatever the lanes, although they are refilled while others go on, and read side by side."""
     requests, visual = questions(17)
@@ -235,8 +237,6 @@ def test_rotations_are_answered_as_if_alone(params):
     expected = one_by_one(params, turned, visual)
     assert answers(board(params, 3, 16, 40), turned, visual) == expected
     assert len({tuple(answer) for answer in expected}) > 5      # rotations matter
-    warm = [dataclasses.replace(one, temperature=1.5, number=k) for k, one in enumerate(turned)]
-    assert answers(board(params, 3, 16, 40), warm, visual) == answers(board(params, 2, 3), warm, visual)
 
 
 @pytest.mark.parametrize("per_picture, lengths, expected", [
@@ -297,8 +297,8 @@ def test_draws_are_the_requests_own(params):
     assert answers(board(params, 2, 3), mixed, visual) == [cold[k] if k % 2 else whole[k] for k in range(12)]
 
 
-@pytest.mark.parametrize("sizes", [pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow),
-                                   {"data": 1, "fsdp": 8}])
+@pytest.mark.slow      # a mesh's answers, fast: tests/inference/test_inference_engine.py
+@pytest.mark.parametrize("sizes", [{"data": 4, "tensor": 2}, {"data": 1, "fsdp": 8}])
 def test_eight_devices_answer_as_one(params, sizes):
     requests, visual = questions(17)
     expected = one_by_one(params, requests, visual)

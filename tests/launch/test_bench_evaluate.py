@@ -21,6 +21,7 @@ def test_both_sides_say_the_same_are_timed_and_programs_counted():
     assert {"jax", "torch", "transformers"} <= found["versions"].keys() and found["machine"]["cpu"]
 
 
+@pytest.mark.slow
 def test_another_model_is_refused():
     with pytest.raises(UserError, match="different computations"):
         bench_evaluate.bench([*SMALL, "--perturb", "0.3"])
