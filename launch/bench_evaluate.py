@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from launch import bench_peer, bench_report, cli
 from launch import bench_train_data as data
 from spatialllm_jax.errors import UserError
 
-_AGREE = 0.9        # share of equal answers: float32 sums in another order decide near ties otherwise
+_FILE = "questions.tsv"
 _OPTIONS = 4
 # The vocabulary, so that words are a token each as they are in a real one: of the layout, and of the questions.
 _FRAME = "Question: Options: A. B. C. D. Please select the correct answer from the options above."
@@ -55,10 +56,9 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Runs both sides in turns and prints their figures; see the module."""
     args = parser().parse_args(argv)
-    for name in ("pictures", "questions", "new", "batch", "repeats", "cores"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    cli.at_least_one(args, "pictures", "questions", "new", "batch", "repeats", "cores")
     from spatialllm_jax.data import tokenizer as tokenizers
+    from spatialllm_jax.inference.prompts import ChatSettings
 
     tokenizer = tokenizers.train([_WORDS, _FRAME] * 4, 1024)
     if args.vocabulary <= tokenizer.vocab_size:
@@ -67,13 +67,18 @@ def bench(argv: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as name, bench_report.on_cores(args.cores, "--cores"):
         folder = Path(name)
         model, processor, parameters = bench_peer.written(size, folder, args)
-        _write_questions(folder / "questions.tsv", size, args)
+        _write_questions(folder / _FILE, size, args)
         result: dict[str, Any] = {"parameters": parameters, "cores": args.cores, "repeats": args.repeats,
                                   "questions": args.pictures * args.questions * _OPTIONS}
+        settings = ChatSettings("llama3", "", size.image_size, "pad")
+        asked = _asked(folder, size, tokenizer, settings)
         for mode in ("generate", "score"):
-            ours, encoded = _ours(folder, size, tokenizer, mode, args)
-            peer = _peer(model, processor, tokenizer, encoded, mode, args)
-            result |= _compared(mode, ours, peer, args)
+            ours = _Counted(_ours(folder, size, tokenizer, settings, mode, args))
+            peer = _peer(model, processor, tokenizer, settings, asked, mode, args)
+            with ours.listening():
+                result |= bench_peer.compared(mode, ours, peer, len(asked), args.repeats, _same)
+            result |= {f"{mode}_programs": ours.first, f"{mode}_last_program_s": ours.last,
+                       f"{mode}_programs_later": len(ours.compiled) - ours.first}
     bench_report.table(result)
     return bench_report.finish(result, "flax", "torch", "transformers")
 
@@ -98,27 +103,11 @@ def _write_questions(file: Path, size: data.Size, args: argparse.Namespace) -> N
     file.write_text("\n".join(lines) + "\n")
 
 
-def _ours(folder: Path, size: data.Size, tokenizer: Any, mode: str, args: argparse.Namespace,
-          ) -> tuple[Callable[[], Answers], dict[str, Any]]:
-    """What answers the benchmark, and by question its picture, the tokens of its prompt and of every option."""
-    from convert.folders import open_weights
+def _asked(folder: Path, size: data.Size, tokenizer: Any, settings: Any) -> dict[str, Any]:
+    """By question: its picture, and the tokens of its prompt and of every option."""
     from spatialllm_jax.data import chat
-    from spatialllm_jax.evaluation import answering, benchmarks, predictions, runs
+    from spatialllm_jax.evaluation import benchmarks
     from spatialllm_jax.evaluation.items import Item, rotations
-    from spatialllm_jax.inference.engine import build_engine
-    from spatialllm_jax.inference.prompts import ChatSettings
-
-    settings = ChatSettings("llama3", "", size.image_size, "pad")
-    engine = build_engine(open_weights(folder / "model"), settings, tokenizer, batch_size=args.batch)
-    benchmark, source = benchmarks.get("tsv"), benchmarks.Source(folder / "questions.tsv")
-    plan = answering.Plan(mode, max_new_tokens=args.new, row_length=max(512, 2 * size.image_tokens))
-
-    def answer() -> Answers:
-        engine.forget()
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "predictions.jsonl"
-            runs.run(benchmark, source, engine, file, plan, circular=True)
-            return {line["id"]: line["scores"] or line["raw"] for line in predictions.read(file)}
 
     def tokens(text: str, reply: str | None) -> np.ndarray:
         encoded = chat.encode(tokenizer, [(text, reply)], template=settings.template, system=settings.system,
@@ -126,23 +115,42 @@ def _ours(folder: Path, size: data.Size, tokenizer: Any, mode: str, args: argpar
         return np.where(encoded.image_index >= 0, data.image_token(size), encoded.tokens)
 
     asked = {}
-    for entry in benchmarks.items_of(benchmark, source):
+    for entry in benchmarks.items_of(benchmarks.get("tsv"), benchmarks.Source(folder / _FILE)):
         assert isinstance(entry, Item)
         for item in rotations(entry):
             prompt = tokens(item.text, None)
             options = [tokens(item.text, option)[len(prompt):] for option in item.candidates]
             asked[item.id] = (item.image, prompt, options)
-    return answer, asked
+    return asked
 
 
-def _peer(model: Any, processor: Any, tokenizer: Any, asked: dict[str, Any], mode: str, args: argparse.Namespace,
-          ) -> Callable[[], Answers]:
+def _ours(folder: Path, size: data.Size, tokenizer: Any, settings: Any, mode: str, args: argparse.Namespace,
+          ) -> bench_peer.Side:
+    from convert.folders import open_weights
+    from spatialllm_jax.evaluation import answering, benchmarks, predictions, runs
+    from spatialllm_jax.inference.engine import build_engine
+
+    engine = build_engine(open_weights(folder / "model"), settings, tokenizer, batch_size=args.batch)
+    plan = answering.Plan(mode, max_new_tokens=args.new, row_length=max(512, 2 * size.image_tokens))
+
+    def answer() -> Answers:
+        engine.forget()
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "predictions.jsonl"
+            runs.run(benchmarks.get("tsv"), benchmarks.Source(folder / _FILE), engine, file, plan, circular=True)
+            return {line["id"]: line["scores"] or line["raw"] for line in predictions.read(file)}
+
+    return answer
+
+
+def _peer(model: Any, processor: Any, tokenizer: Any, settings: Any, asked: dict[str, Any], mode: str,
+          args: argparse.Namespace) -> bench_peer.Side:
     import torch
     from PIL import Image
 
     from spatialllm_jax.data import chat
 
-    stops = list(chat.stop_ids(tokenizer, "llama3"))
+    stops = list(chat.stop_ids(tokenizer, settings.template))
 
     def words(shown: dict[str, Any], prompt: np.ndarray) -> str:
         ids = torch.from_numpy(prompt)[None]
@@ -170,39 +178,35 @@ def _peer(model: Any, processor: Any, tokenizer: Any, asked: dict[str, Any], mod
     return answer
 
 
-def _compared(mode: str, ours: Callable[[], Answers], peer: Callable[[], Answers], args: argparse.Namespace,
-              ) -> dict[str, Any]:
-    """Medians of both sides in questions per second and of the ratios, after a turn that compiles and compares."""
-    import jax
+class _Counted:
+    """A side, and when programs were compiled; `first` of them in its first turn, the last after `last` seconds."""
 
-    compiled: list[float] = []
+    def __init__(self, side: bench_peer.Side):
+        self._side, self.compiled = side, list[float]()
+        self.first, self.last = -1, 0.0
 
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
-        if event == _COMPILED:
-            compiled.append(time.perf_counter())
-
-    def timed(side: Callable[[], Answers]) -> float:
+    def __call__(self) -> Mapping[Any, Any]:
         began = time.perf_counter()
-        side()
-        return time.perf_counter() - began
+        found = self._side()
+        if self.first < 0:
+            self.first = len(self.compiled)
+            self.last = round(self.compiled[-1] - began, 1) if self.compiled else 0.0
+        return found
 
-    began = time.perf_counter()
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    mine = ours()
-    first = len(compiled)
-    theirs = peer()
-    equal = float(np.mean([_same(mine[name], theirs[name]) for name in theirs]))
-    if len(mine) != len(theirs) or equal < _AGREE:
-        raise UserError(f"only {equal:.0%} of the answers are PyTorch's: these are different computations, and their "
-                        "speeds mean nothing")
-    turns = [(timed(ours), timed(peer)) for _ in range(args.repeats)]
-    jax.monitoring.unregister_event_duration_listener(heard)
-    return {**bench_report.median(f"{mode}_ours", [len(mine) / a for a, _ in turns], 1),
-            **bench_report.median(f"{mode}_peer", [len(mine) / b for _, b in turns], 1),
-            **bench_report.median(f"{mode}_ratio", [b / a for a, b in turns], 2),
-            f"{mode}_equal_answers": round(equal, 3), f"{mode}_programs": first,
-            f"{mode}_last_program_s": round(compiled[first - 1] - began, 1) if first else 0.0,
-            f"{mode}_programs_later": len(compiled) - first}
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED:
+            self.compiled.append(time.perf_counter())
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears of every program that this process compiles."""
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(self._heard)
 
 
 def _same(ours: Any, peer: Any) -> bool:

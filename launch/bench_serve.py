@@ -54,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def bench(argv: Sequence[str]) -> dict[str, Any]:
     """Measures both and prints the figures; see the module."""
     args = parser().parse_args(argv)
-    for name in ("merge", "requests", "concurrent", "new", "first", "repeats"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    cli.at_least_one(args, "merge", "requests", "concurrent", "new", "first", "repeats")
     from spatialllm_jax.training import partition
 
     engine = _engine(args)

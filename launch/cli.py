@@ -36,6 +36,13 @@ def check_file(flag: str, path: str) -> None:
         raise UserError(f"{flag} {path} cannot be written: {wrong}; name another file")
 
 
+def at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError where one of these flags, by the names of their values, is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+
+
 def machine_flags(parser: argparse.ArgumentParser, traced: str) -> None:
     """Adds the flags of commands that run programs on accelerators; `prepare` acts on them.
 

@@ -179,8 +179,7 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
 
     assets, out = Path(args.assets), Path(args.out)
     dinov2, libraries = (assets / fetch_assets.ASSETS[name].file for name in ("dinov2", "meshes"))
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps} must be at least 1")
+    cli.at_least_one(args, "steps")
     if set(_counts(args)) != {"train", "val"}:
         raise UserError(f"--count {args.count!r}: the demo trains and scores; give both, train=NUMBER,val=NUMBER")
     for file in (dinov2, libraries):

@@ -46,8 +46,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         raise UserError(f"--image-size {args.image_size} is negative; give pixels, or 0 for the encoder's own")
     if args.limit < 5:
         raise UserError(f"--limit {args.limit} leaves nothing to hold out; give at least 5 images")
-    if args.grid < 1:
-        raise UserError(f"--grid {args.grid} must be at least 1")
+    cli.at_least_one(args, "grid")
     if args.page:
         cli.check_file("--page", args.page)
     wanted = _encoders(args.encoders)

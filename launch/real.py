@@ -87,9 +87,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and data order")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes that render")
     args = parser.parse_args(argv)
-    for flag in ("steps", "scenes", "test_scenes", "workers"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)} must be at least 1")
+    cli.at_least_one(args, "steps", "scenes", "test_scenes", "workers")
     plan = Plan(Path(args.out), Path(args.assets), _photos_folder(args.photos), args.clip, args.steps, args.scenes,
                 args.test_scenes, args.seed, args.workers)
     if args.photos_only and plan.photos is None:

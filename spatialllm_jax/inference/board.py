@@ -266,7 +266,7 @@ class Board:
     def _take_up(self, visual: Visual) -> bool:
         """Gives lanes to those who wait; whether there were any."""
         free = self.shape.rows * self.shape.lanes - len(self.seats)
-        if self.open and free < len(self.seats) // 4 and sum(map(len, self.waiting.values())) > free:
+        if self.open and free < _share(len(self.seats)) and sum(map(len, self.waiting.values())) > free:
             return False        # more than places: by the quarter, as `step` ends
         fresh, asked = self._placed()
         for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
@@ -323,8 +323,8 @@ class Board:
         seeds, numbers = np.zeros((2, *beside), np.uint32)
         temperature, top_p = np.zeros(beside, np.float32), np.ones(beside, np.float32)
         for place, row in enumerate(padded):
-            seated = [row.asked[k] for family in row.families for k in family.members]
-            for k, (lane, seat) in enumerate(seated):
+            for k, member in enumerate(reading.members(row.families)):
+                lane, seat = row.asked[member]
                 request = seat.request
                 into[place, k], limits[place, k] = lane, request.limit
                 seeds[place, k], numbers[place, k] = request.seed % _WORD, request.number % _WORD

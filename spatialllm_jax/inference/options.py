@@ -73,7 +73,7 @@ def scoring_rows(tokenizer: Tokenizer, settings: ChatSettings, prompts: Sequence
         for row in reading.side_by_side(reading.families(pieces, own), pieces, length - trunk.length,
                                         beside or length):
             rows.append(ScoringRow(shown, _arrays(trunk, pieces, row, own, length),
-                                   [pairs[k] for family in row for k in family.members]))
+                                   [pairs[k] for k in reading.members(row)]))
     return rows
 
 
@@ -93,14 +93,14 @@ def _divided(encoded: chat.Encoded) -> Iterator[chat.Encoded]:
 def _arrays(trunk: chat.Encoded, pieces: Sequence[chat.Encoded], row: Sequence[reading.Family], own: Sequence[int],
             length: int) -> dict[str, Int[np.ndarray, T]]:
     base, width = trunk.length, length - trunk.length
-    laid = reading.laid_out(pieces, row, width, reading.members(row), max(piece.length for piece in pieces))
+    laid = reading.laid_out(pieces, row, width, len(reading.members(row)), max(piece.length for piece in pieces))
     read = laid.branch > 0
     arrays = {
         "tokens": np.r_[trunk.tokens, laid.tokens], "positions": np.r_[np.arange(base), base + laid.offset],
         "segment_ids": np.r_[np.ones(base, int), read], "branch_ids": np.r_[np.zeros(base, int), laid.branch],
         "image_index": np.r_[trunk.image_index, laid.image_index],
         "targets": np.zeros(length, int), "owner_ids": np.zeros(length, int)}
-    for member, k in enumerate(k for family in row for k in family.members):
+    for member, k in enumerate(reading.members(row)):
         places = base + laid.source[member, :pieces[k].length][-own[k]:-1]
         arrays["targets"][places] = pieces[k].tokens[1 - own[k]:]
         arrays["owner_ids"][places] = member + 1

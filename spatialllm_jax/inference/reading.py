@@ -42,7 +42,7 @@ class Row(NamedTuple):
     branch: Int[np.ndarray, Q]
     image_index: Int[np.ndarray, Q]
     source: Int[np.ndarray, "N P"]
-    lengths: Int[np.ndarray, "N"]
+    lengths: Int[np.ndarray, N]
 
 
 def side_by_side(found: Sequence[Family], questions: Sequence[Encoded], width: int, beside: int) -> list[list[Family]]:
@@ -57,7 +57,7 @@ def side_by_side(found: Sequence[Family], questions: Sequence[Encoded], width: i
     fitting = [part for family in found for part in _parts(family, questions, width, beside)]
     for family in sorted(fitting, key=lambda family: -family.length):
         for row in rows:
-            if read(row) + family.length <= width and members(row) + len(family.members) <= beside:
+            if read([*row, family]) <= width and len(members([*row, family])) <= beside:
                 row.append(family)
                 break
         else:
@@ -70,9 +70,9 @@ def read(row: Sequence[Family]) -> int:
     return sum(family.length for family in row)
 
 
-def members(row: Sequence[Family]) -> int:
-    """Questions of a row."""
-    return sum(len(family.members) for family in row)
+def members(row: Sequence[Family]) -> list[int]:
+    """Questions of a row, in the order in which `Row` has them."""
+    return [k for family in row for k in family.members]
 
 
 def families(questions: Sequence[Encoded], own: Sequence[int] | None = None) -> list[Family]:

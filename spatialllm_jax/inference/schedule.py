@@ -51,7 +51,8 @@ def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.
         groups.setdefault(request.group, []).append(request.after)
     questions = [len(own) for own in groups.values()]
     each = questions[0] if len(set(questions)) == 1 else 1 << max(0, round(np.log2(np.mean(questions))))
-    shape = lanes.Shape(max(1, concurrent // min(concurrent, each)), min(concurrent, each), before, after, new)
+    per_picture = min(concurrent, each)
+    shape = lanes.Shape(concurrent // per_picture, per_picture, before, after, new)
     taken = [own[start:start + shape.lanes] for own in [*groups.values()][:_SAMPLE]
              for start in range(0, len(own), shape.lanes)]
     return dataclasses.replace(shape, read=_read(taken, shape))
