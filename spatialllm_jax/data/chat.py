@@ -114,6 +114,14 @@ class Encoded:
         return Encoded(self.tokens[where], self.supervised[where], self.branch_ids[where], self.positions[where],
                        self.image_index[where], ())
 
+    def joined(self, other: Encoded) -> Encoded:
+        """This, and `other` of the same sample behind it, without `answers`."""
+        def both(name: str) -> np.ndarray:
+            return np.concatenate([getattr(self, name), getattr(other, name)])
+
+        return Encoded(both("tokens"), both("supervised"), both("branch_ids"), both("positions"), both("image_index"),
+                       ())
+
 
 def template_for(name: str) -> Template:
     """The template called `name`. Raises UserError that lists the names."""

@@ -62,6 +62,11 @@ class Request:
         """Tokens of the prompt."""
         return self.before.length + self.after.length
 
+    def whole(self, group: Any) -> Request:
+        """The same with nothing before, in a group of its own: its picture is read with the question."""
+        return dataclasses.replace(self, group=group, before=self.before.part(slice(0)),
+                                   after=self.before.joined(self.after))
+
 
 @dataclasses.dataclass(frozen=True)
 class Event:
@@ -105,7 +110,7 @@ def one_size(shape: lanes.Shape) -> Sizes:
 
 def _share(lanes: int) -> int:
     """So many lanes have to be free before others are taken up, while some wait."""
-    return max(1, lanes // 4)
+    return max(1, lanes // 8)
 
 
 def any_size(shape: lanes.Shape) -> Sizes:
@@ -189,6 +194,8 @@ class Board:
 
     def add(self, ticket: Hashable, request: Request) -> None:
         """Has a request wait for a lane; events name it by `ticket`."""
+        if not self.shape.prefix:
+            request = request.whole(ticket)
         self.waiting.setdefault(request.group, collections.deque()).append(_Seat(ticket, request, next(self._clock)))
 
     def cancel(self, ticket: Hashable) -> None:
@@ -221,8 +228,10 @@ class Board:
         if not self.seats:
             return
         busy, every = len(self.seats), self.shape.rows * self.shape.lanes
-        # While others wait, lanes that end are filled again, a quarter of them at a time.
-        enough = every - busy + _share(busy) if self.waiting else every
+        # While others wait, lanes that end are filled again, an eighth of them at a time. Where a picture has several,
+        # some may be free for want of questions.
+        more = _share(busy) if self.shape.lanes > 1 else max(1, _share(every) - (every - busy))
+        enough = every - busy + more if self.waiting else every
         self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(enough),
                                    np.int32(steps), sampled=_sampled(seat.request for seat in self.seats.values()))
         yield self._events()
@@ -256,7 +265,8 @@ class Board:
         for sampled in (False, True):
             seat = _Seat(None, Request(None, dummy, dummy, 1, float(sampled)), 0)
             for size, width in itertools.product(self.sizes.questions, self.sizes.widths):
-                self._ask(_rows([(nowhere, self.shape.lanes, seat)], self.sizes), size, width)
+                self._ask(_rows([(nowhere, self.shape.lanes, seat)], self.sizes), size, width,
+                          lambda tickets: visual(len(tickets)))
                 yield
             self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(1),
                                        np.int32(1), sampled=sampled)
@@ -267,14 +277,15 @@ class Board:
         """Gives lanes to those who wait; whether there were any."""
         free = self.shape.rows * self.shape.lanes - len(self.seats)
         if self.open and free < _share(len(self.seats)) and sum(map(len, self.waiting.values())) > free:
-            return False        # more than places: by the quarter, as `step` ends
+            return False        # more than places: by the eighth, as `step` ends
         fresh, asked = self._placed()
-        for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
-                                        self.sizes.prefixes):
-            self._begin(part, size, width, visual)
+        if self.shape.prefix:
+            for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
+                                            self.sizes.prefixes):
+                self._begin(part, size, width, visual)
         for rows, size, width in _parts(_rows(asked, self.sizes), lambda row: reading.read(row.families),
                                         self.sizes.questions, self.sizes.widths):
-            self._ask(rows, size, width)
+            self._ask(rows, size, width, visual)
         return bool(asked)
 
     def _placed(self) -> tuple[list[tuple[int, _Seat]], list[tuple[int, int, _Seat]]]:
@@ -302,6 +313,8 @@ class Board:
                     self.open and strangers and self.waiting[group][0].arrival > patience):
                 fill(row, group)
         rows = sorted((row for row in free if len(free[row]) == self.shape.lanes), key=self._used.__getitem__)
+        if not self.open and len(strangers) > len(rows) >= (size := self.sizes.pictures[-1]):
+            del rows[len(rows) // size * size:]     # no program for a few: they wait for others
         for group in sorted(self.waiting, key=lambda group: self.waiting[group][0].arrival):
             while rows and group in self.waiting and (self.open or group not in self._groups):
                 row = rows.pop(0)
@@ -316,7 +329,7 @@ class Board:
         self.state = lanes.begin(self.model, self.params, self.shape, self.state, _numbers(row for row, _ in padded),
                                  tokens, lengths, index, visual([seat.ticket for _, seat in padded]))
 
-    def _ask(self, rows: Sequence[_Row], size: int, width: int) -> None:
+    def _ask(self, rows: Sequence[_Row], size: int, width: int, visual: Visual) -> None:
         padded = [*rows, *[_Row(self.shape.rows, [], [])] * (size - len(rows))]
         beside = (size, self.sizes.beside)
         into, limits = np.full(beside, self.shape.lanes, np.int32), np.ones(beside, np.int32)
@@ -332,12 +345,14 @@ class Board:
         laid = [reading.laid_out(row.questions, row.families, width, beside[1], min(width, self.shape.question))
                 for row in padded]
         tokens, offset, branch, index, source, lengths = map(np.stack, zip(*laid, strict=True))
+        # With no picture before it, a row has one question.
+        own = None if self.shape.prefix else visual([(row.asked or rows[0].asked)[0][1].ticket for row in padded])
         sampled = bool(temperature.any())
         keys = lanes.request_keys(seeds, numbers) if sampled else np.zeros((*beside, *self.state.key.shape[2:]),
                                                                            np.uint32)
         self.state = lanes.ask(
             self.model, self.params, self.shape, self.state, _numbers(row.row for row in padded), tokens, offset,
-            branch, index, into, source, lengths, limits, keys, temperature, top_p, self.stops, sampled=sampled)
+            branch, index, own, into, source, lengths, limits, keys, temperature, top_p, self.stops, sampled=sampled)
 
     def _events(self) -> list[Event]:
         """What is new in the lanes; who has ended leaves them."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from spatialllm_jax.models.attention import Mask
-from spatialllm_jax.models.llama import Cache, init_cache
+from spatialllm_jax.models.cache import Cache, init_cache
 from spatialllm_jax.models.spatialllm import SpatialLLM
 
 
@@ -30,7 +30,8 @@ class Shape:
     Attributes:
         rows: pictures at a time.
         lanes: questions at a time on each.
-        prefix: tokens before a question, at most: system text and picture.
+        prefix: tokens before a question, at most: system text and picture. 0 where no two questions share them: they
+            are then read with the question, and nothing is to `begin`.
         question, new: tokens of a question and of an answer, at most.
         read: tokens of the row in which questions on one picture are read side by side, more than `question`; 0 for
             one question to a row.
@@ -131,18 +132,16 @@ def begin(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[
                                  method="decode")
     owner = jnp.pad(valid, [(0, 0), (0, shape.slots - width)])
 
-    def held(ours: Array, new: Array) -> Array:
-        return ours.at[:, rows, :, :width].set(new, mode="drop")
-
     return dataclasses.replace(
-        state, cache=jax.tree.map(held, state.cache, prefilled[1]), owner=state.owner.at[rows].set(owner, mode="drop"),
+        state, cache=state.cache.begun(rows, prefilled[1]), owner=state.owner.at[rows].set(owner, mode="drop"),
         prefix=state.prefix.at[rows].set(lengths, mode="drop"),
         visual=state.visual.at[rows].set(visual.astype(state.visual.dtype), mode="drop"))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "shape", "sampled"), donate_argnames="state")
 def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Array, G], tokens: Int[Array, "G Q"],
-        offset: Int[Array, "G Q"], branch: Int[Array, "G Q"], image_index: Int[Array, "G Q"], lanes: Int[Array, "G N"],
+        offset: Int[Array, "G Q"], branch: Int[Array, "G Q"], image_index: Int[Array, "G Q"],
+        visual: Float[Array, "G V D"] | None, lanes: Int[Array, "G N"],
         source: Int[Array, "G N P"], lengths: Int[Array, "G N"], limits: Int[Array, "G N"], key: Array,
         temperature: Float[Array, "G N"], top_p: Float[Array, "G N"], stops: Int[Array, "*"], *, sampled: bool,
         ) -> State:
@@ -153,6 +152,7 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
         tokens, offset, branch: what stands behind the picture, questions side by side; each token's place in its
             question, and its branch of the row (`models.branches`), 0 for padding.
         image_index: of visual tokens among them (a caption's prompt ends in one).
+        visual: see `SpatialLLM.embed`; None for those that were begun with.
         lanes: of each question; `shape.lanes` for one that is none.
         source, lengths: where a question's tokens stand in its row, and how many they are. Questions that begin alike
             have tokens in common.
@@ -163,15 +163,15 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
     width = tokens.shape[1]
     valid = (branch > 0).astype(jnp.int32)
     # The picture, side by side with the questions, which do not see each other: branches of the row.
-    cache = jax.tree.map(
-        lambda x: jnp.pad(x[:, rows, :, :shape.prefix], [(0, 0)] * 3 + [(0, width), (0, 0)]), state.cache)
+    cache = state.cache.beginning(rows, shape.prefix, width)
     pictured = state.owner[rows, :shape.prefix]
     slot = jnp.broadcast_to(jnp.arange(shape.prefix + width), (len(rows), shape.prefix + width))
     mask = Mask(valid, jnp.concatenate([pictured, valid], axis=1), branch,
                 jnp.concatenate([0 * pictured, branch], axis=1), slot[:, shape.prefix:], slot)
     positions = state.prefix[rows][:, None] + offset
-    prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, state.visual[rows],
-                                 image_index, method="decode")
+    visual = state.visual[rows] if visual is None else visual
+    prefilled: Any = model.apply({"params": params}, tokens, positions, mask, cache, shape.prefix, visual, image_index,
+                                 method="decode")
     hidden, cache = prefilled
     ends = jnp.take_along_axis(source, lengths[:, :, None] - 1, axis=2)
     last = jnp.take_along_axis(hidden, ends, axis=1)
@@ -188,12 +188,8 @@ def ask(model: SpatialLLM, params: Any, shape: Shape, state: State, rows: Int[Ar
     def put(ours: Array, new: Array) -> Array:
         return ours.at[row, lanes].set(new, mode="drop")
 
-    def held(ours: Array, new: Array) -> Array:
-        pieces = new[:, group, :, shape.prefix + source]
-        return ours.at[:, row[:, :, None], :, kept].set(pieces, mode="drop")
-
     return dataclasses.replace(
-        state, cache=jax.tree.map(held, state.cache, cache),
+        state, cache=state.cache.copied(row[:, :, None], kept, cache, group, shape.prefix + source),
         owner=state.owner.at[row[:, :, None], places].set(owner, mode="drop"), token=put(state.token, token),
         position=put(state.position, state.prefix[row] + lengths), slot=put(state.slot, start + lengths),
         left=put(state.left, limits - 1), active=put(state.active, ~jnp.isin(token, stops) & (limits > 1)),

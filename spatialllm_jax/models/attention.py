@@ -60,8 +60,9 @@ def xla_attention(
     q: Float[Array, "B T H D"], k: Float[Array, "B S K D"], v: Float[Array, "B S K D"], mask: Mask | None,
 ) -> Float[Array, "B T H D"]:
     """The reference: scores and softmax in float32, everything materialised."""
-    q = rearrange(q, "b t (k g) d -> b t k g d", k=k.shape[2]) * q.shape[-1] ** -0.5
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    q = rearrange(q, "b t (k g) d -> b k g t d", k=k.shape[2]) * q.shape[-1] ** -0.5
+    # The operand that is named second stands first in what `einsum` computes: so, nothing has to be transposed.
+    scores = jnp.einsum("bskd,bkgtd->bkgts", k, q, preferred_element_type=jnp.float32)
     if mask is not None:
         # A finite floor instead of -inf keeps rows that see nothing (padding) free of NaN, forward and
         # backward. Adding it costs one pass over the scores where selecting costs two and a saved mask.
@@ -69,11 +70,11 @@ def xla_attention(
         scores = scores + jnp.where(visible, 0.0, _FLOOR)[:, None, None]
     # Normalised after the product with v: one pass over [T, D] instead of [T, S].
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bkgts,bskd->bkgtd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out = rearrange(out / weights.sum(axis=-1, keepdims=True), "b k g t d -> b t k g d")
+    out = jnp.einsum("bskd,bkgts->bkgtd", v, weights.astype(v.dtype), preferred_element_type=jnp.float32)
+    out = out / weights.sum(axis=-1, keepdims=True)
     if mask is not None:
-        out = jnp.where(visible.any(axis=-1)[:, :, None, None, None], out, 0.0)
-    return rearrange(out, "b t k g d -> b t (k g) d").astype(v.dtype)
+        out = jnp.where(visible.any(axis=-1)[:, None, None, :, None], out, 0.0)
+    return rearrange(out, "b k g t d -> b t (k g) d").astype(v.dtype)
 
 
 def row_attention(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,69 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatialllm_jax.models.attention import Mask, attention
+from spatialllm_jax.models.cache import Cache
 from spatialllm_jax.models.config import LlamaConfig, LoRAConfig
 from spatialllm_jax.models.linear import Linear
 from spatialllm_jax.models.stack import stacked
 from spatialllm_jax.parallel.rules import constrain
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys (rotated) and values of S slots for every layer. Which slots are valid is the `Mask`'s business.
-
-    Heads stand before slots, as products over the slots of a head want them. The layers of a scan are one array, `l` of
-    them; layers that are listed (see `Llama`) are an array each.
-    """
-
-    k: tuple[Float[Array, "l B K S Dh"], ...]
-    v: tuple[Float[Array, "l B K S Dh"], ...]
-
-    @property
-    def length(self) -> int:
-        """S, the number of slots."""
-        return self.k[0].shape[3]
-
-    @property
-    def dtype(self) -> Any:
-        """Of keys and values."""
-        return self.k[0].dtype
-
-    def written(self, layer: Int[Array, ""] | int, k: Float[Array, "B T K Dh"], v: Float[Array, "B T K Dh"],
-                slots: Int[Array, ""] | Int[Array, "B T"] | int) -> Cache:
-        """With a layer's new keys and values at the slots from `slots` on, or at those it lists (beyond S: nowhere)."""
-        part, at = _place(layer)
-
-        def one(parts: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-            held, new = parts[part], new.astype(parts[part].dtype)
-            if jnp.ndim(slots) == 0:
-                held = jax.lax.dynamic_update_slice(held, rearrange(new, "b t k d -> 1 b k t d"), (at, 0, 0, slots, 0))
-            else:
-                held = held.at[at, jnp.arange(len(new))[:, None], :, slots].set(new, mode="drop")
-            return (*parts[:part], held, *parts[part + 1:])
-
-        return Cache(one(self.k, k), one(self.v, v))
-
-    def of(self, layer: Int[Array, ""] | int) -> tuple[Float[Array, "B S K Dh"], Float[Array, "B S K Dh"]]:
-        """A layer's keys and values."""
-        part, at = _place(layer)
-        k, v = (rearrange(parts[part][at], "b k s d -> b s k d") for parts in (self.k, self.v))
-        return k, v
-
-
-def _place(layer: Int[Array, ""] | int) -> tuple[int, Int[Array, ""] | int]:
-    """Which array of a `Cache` a layer is in, and where in it."""
-    return (layer, 0) if isinstance(layer, int) else (0, layer)
-
-
-def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any = jnp.float32, listed: bool = False) -> Cache:
-    """An empty cache of `length` slots for `batch` rows; `listed` as the `Llama` is."""
-    layers = [1] * config.depth if listed else [config.depth]
-
-    def empty(count: int) -> Array:
-        shape = (count, batch, config.num_kv_heads, length, config.head_dim)
-        return constrain(jnp.zeros(shape, dtype), ("layers", "batch", "heads", None, None))
-
-    return Cache(*(tuple(empty(count) for count in layers) for _ in range(2)))
 
 
 def rope_frequencies(config: LlamaConfig) -> Float[np.ndarray, " half"]:

@@ -157,8 +157,8 @@ def test_sampling_follows_the_softmax(params, prompts):
     assert (run(params, few, new=1, concurrent=256, temperature=2.0, seed=1)[:, 0] != drawn[:256]).any()
 
 
-def board(params, rows, count, read=0, *, new=NEW, model=MODEL, stop=()):
-    shape = lanes.Shape(rows, count, 64, 16, new, read)
+def board(params, rows, count, read=0, *, new=NEW, model=MODEL, stop=(), whole=False):
+    shape = lanes.Shape(rows, count, 0, 80, new) if whole else lanes.Shape(rows, count, 64, 16, new, read)
     return Board(model, params, shape, np.array(stop, np.int32), lanes.empty(model, shape, PATCHES))
 
 
@@ -216,14 +216,30 @@ def test_questions_share_rows(params, monkeypatch):
     """Rows of 40 tokens take up several of 40 questions of 5 tokens in the mean, and none is lost."""
     asked, ask = [], lanes.ask
 
-    def counted(model, params, shape, state, rows, tokens, offset, branch, index, into, *args, **kwargs):
+    def counted(model, params, shape, state, rows, tokens, offset, branch, index, visual, into, *args, **kwargs):
         asked.extend((into < shape.lanes).sum(axis=1)[rows < shape.rows].tolist())
-        return ask(model, params, shape, state, rows, tokens, offset, branch, index, into, *args, **kwargs)
+        return ask(model, params, shape, state, rows, tokens, offset, branch, index, visual, into, *args, **kwargs)
 
     monkeypatch.setattr(lanes, "ask", counted)
     requests, visual = questions(40, pictures=1)
     answers(board(params, 3, 16, 40), requests, visual)
     assert sum(asked) == 40 and np.mean(asked) > 3
+
+
+def test_prompts_that_share_nothing_are_read_whole(params, monkeypatch):
+    """By programs that are full as long as others wait, and by no others."""
+    asked, ask = [], lanes.ask
+
+    def counted(model, params, shape, state, rows, *args, **kwargs):
+        asked.append(int((rows < shape.rows).sum()))
+        return ask(model, params, shape, state, rows, *args, **kwargs)
+
+    monkeypatch.setattr(lanes, "ask", counted)
+    monkeypatch.setattr(lanes, "begin", None)
+    requests, visual = questions(41)
+    held = board(params, 16, 1, whole=True)
+    assert answers(held, requests, visual) == one_by_one(params, requests, visual)
+    assert held.sizes.questions == (2,) and asked == [2] * 20 + [1]
 
 
 def test_rotations_are_answered_as_if_alone(params):
@@ -240,7 +256,7 @@ def test_rotations_are_answered_as_if_alone(params):
 
 
 @pytest.mark.parametrize("per_picture, lengths, expected", [
-    (1, [40, 20], lanes.Shape(16, 1, 16, 64, NEW)),
+    (1, [40, 20], lanes.Shape(16, 1, 0, 64, NEW)),
     # Two by two, in six rows of a call.
     (12, [40], lanes.Shape(1, 12, 16, 64, NEW, 80)),
     # A row of 280 for each of four pictures.
@@ -254,6 +270,19 @@ def test_lanes_that_fit(per_picture, lengths, expected):
     shape = fitting(requests, 16, NEW)
     assert shape == expected
     assert fitting(requests[:7], 16, NEW, held=shape) is shape
+
+
+def test_lanes_for_whole_prompts_are_kept_while_nothing_is_shared():
+    def asked(per_picture, length=20):
+        return [Request(k // per_picture, encoded(np.arange(300)), encoded(np.arange(length)), 1) for k in range(8)]
+
+    whole = fitting(asked(1), 16, NEW)
+    assert whole == lanes.Shape(16, 1, 0, 320, NEW)
+    assert fitting(asked(1, 5), 16, NEW, held=whole) is whole
+    assert fitting(asked(1, 30), 16, NEW, held=whole) == lanes.Shape(16, 1, 0, 352, NEW)
+    shared = fitting(asked(4), 16, NEW, held=whole)
+    assert shared.prefix == 304 and shared.lanes == 4
+    assert fitting(asked(1), 16, NEW, held=shared) is shared
 
 
 def test_lanes_are_used_again(params):

@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from spatialllm_jax.errors import UserError
 from spatialllm_jax.models.attention import Mask
+from spatialllm_jax.models.cache import init_cache
 from spatialllm_jax.models.clip_text import CLIP, abstract_clip
 from spatialllm_jax.models.config import ConnectorConfig, LoRAConfig
 from spatialllm_jax.models.connector import Connector, resample
 from spatialllm_jax.models.linear import Linear, merge_lora
-from spatialllm_jax.models.llama import init_cache
 from spatialllm_jax.models.presets import CLIP_PRESETS, PRESETS, clip_preset, preset
 from spatialllm_jax.models.spatialllm import SpatialLLM, abstract_params, init_params
 
