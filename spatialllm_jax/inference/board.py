@@ -24,6 +24,7 @@ from spatialllm_jax.parallel.rules import MESH_AXES
 
 # Pictures and questions are taken up so many at a time, by programs of about that size.
 _BEGIN, _ASK = 8, 16
+_OPEN, _CLOSED = 4, 8   # one lane in so many is free when others are taken up: as they arrive; if they are all there
 _READ = 512             # tokens of questions that are read side by side, at a time, if a row has no more
 MOST_READ = 1024        # of a row
 # Prompts are padded to these widths where requests arrive one by one, and to the most that there may be.
@@ -108,9 +109,9 @@ def one_size(shape: lanes.Shape) -> Sizes:
     return Sizes((pictures,), (shape.prefix,), (rows,), (width,), beside)
 
 
-def _share(lanes: int) -> int:
+def _share(lanes: int, one_in: int = _CLOSED) -> int:
     """So many lanes have to be free before others are taken up, while some wait."""
-    return max(1, lanes // 8)
+    return max(1, lanes // one_in)
 
 
 def any_size(shape: lanes.Shape) -> Sizes:
@@ -227,13 +228,9 @@ class Board:
             yield self._events()
         if not self.seats:
             return
-        busy, every = len(self.seats), self.shape.rows * self.shape.lanes
-        # While others wait, lanes that end are filled again, an eighth of them at a time. Where a picture has several,
-        # some may be free for want of questions.
-        more = _share(busy) if self.shape.lanes > 1 else max(1, _share(every) - (every - busy))
-        enough = every - busy + more if self.waiting else every
-        self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops, np.int32(enough),
-                                   np.int32(steps), sampled=_sampled(seat.request for seat in self.seats.values()))
+        self.state = lanes.advance(self.model, self.params, self.shape, self.state, self.stops,
+                                   np.int32(self._enough()), np.int32(steps),
+                                   sampled=_sampled(seat.request for seat in self.seats.values()))
         yield self._events()
 
     def warm(self, visual: Callable[[int], jax.Array]) -> Iterator[None]:
@@ -273,11 +270,20 @@ class Board:
             yield
         self.state = lanes.release(self.state, np.zeros((self.shape.rows, self.shape.lanes), bool))
 
+    def _enough(self) -> int:
+        """So many free lanes end a `step`: all, or those that are taken up at a time by others who wait."""
+        busy, every = len(self.seats), self.shape.rows * self.shape.lanes
+        if not self.waiting:
+            return every
+        if self.open or self.shape.lanes > 1:       # some may be free for want of questions on their picture
+            return every - busy + _share(busy, _OPEN if self.open else _CLOSED)
+        return max(every - busy + 1, _share(every))
+
     def _take_up(self, visual: Visual) -> bool:
         """Gives lanes to those who wait; whether there were any."""
         free = self.shape.rows * self.shape.lanes - len(self.seats)
-        if self.open and free < _share(len(self.seats)) and sum(map(len, self.waiting.values())) > free:
-            return False        # more than places: by the eighth, as `step` ends
+        if self.open and free < _share(len(self.seats), _OPEN) and sum(map(len, self.waiting.values())) > free:
+            return False        # more than places: by the quarter, as `step` ends
         fresh, asked = self._placed()
         if self.shape.prefix:
             for part, size, width in _parts(fresh, lambda one: one[1].request.before.length, self.sizes.pictures,
