@@ -48,17 +48,17 @@ def fitting(requests: Sequence[Request], concurrent: int, new: int, held: lanes.
     groups: dict[Any, list[Encoded]] = {}
     for request in requests:
         groups.setdefault(request.group, []).append(request.after)
-    questions = [len(own) for own in groups.values()]
-    each = questions[0] if len(set(questions)) == 1 else 1 << max(0, round(np.log2(np.mean(questions))))
-    # Where hardly any share a picture, whole prompts may be less to read: a picture of its own takes a call more.
+    # Where no two share a picture, whole prompts may be less to read: a picture apart takes a call more.
     at_once, *_ = one_size(lanes.Shape(concurrent, 1, before, after, new)).pictures
-    alone = each == 1 and len(requests) * whole <= (
+    alone = len(groups) == len(requests) and len(requests) * whole <= (
         -(-len(groups) // at_once) * (at_once * before + _CALL) + len(requests) * after)
     if held is not None and held.new == new and (
             held.prefix >= before and held.question >= after if held.prefix else alone and held.question >= whole):
         return held
     if alone:
         return lanes.Shape(concurrent, 1, 0, whole, new)
+    questions = [len(own) for own in groups.values()]
+    each = questions[0] if len(set(questions)) == 1 else 1 << max(0, round(np.log2(np.mean(questions))))
     per_picture = min(concurrent, each)
     shape = lanes.Shape(concurrent // per_picture, per_picture, before, after, new)
     taken = [own[start:start + shape.lanes] for own in [*groups.values()][:_SAMPLE]
