@@ -334,8 +334,10 @@ def test_eight_devices_answer_as_one(params, sizes):
     mesh = make_mesh(**sizes)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, param_shardings(params, mesh))
-        held = board(placed, 4, 2, 24, model=SpatialLLM(CONFIG.replace(unroll=2)))     # a program of its own
+        model = SpatialLLM(CONFIG.replace(unroll=2))     # a program of its own
+        held = board(placed, 4, 2, 24, model=model)
         assert answers(held, requests, visual) == expected
+        assert answers(board(placed, 16, 1, model=model, whole=True), requests, visual) == expected
         if sizes.get("tensor"):
             assert held.state.cache.k[0].addressable_shards[0].data.size * 8 == held.state.cache.k[0].size
 
