@@ -253,6 +253,8 @@ def test_rotations_are_answered_as_if_alone(params):
     expected = one_by_one(params, turned, visual)
     assert answers(board(params, 3, 16, 40), turned, visual) == expected
     assert len({tuple(answer) for answer in expected}) > 5      # rotations matter
+    warm = [dataclasses.replace(one, temperature=1.5, number=k) for k, one in enumerate(turned)]
+    assert answers(board(params, 3, 16, 40), warm, visual) == answers(board(params, 2, 3), warm, visual)
 
 
 @pytest.mark.parametrize("per_picture, lengths, expected", [
